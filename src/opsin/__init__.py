@@ -1,0 +1,1 @@
+"""opsin: published vision-language models from shared parts."""

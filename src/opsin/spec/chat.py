@@ -1,0 +1,84 @@
+"""How a conversation is written down, as data: prefixes, suffixes, image markup, stops. `text.render` acts on it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from opsin.spec.base import Spec
+
+
+class Text(Spec):
+    """Literal template text. It can never become a control token, and neither can what users write around it."""
+
+    kind: Literal["text"] = "text"
+    text: str
+    supervised: bool = False
+    """Whether training teaches it. A token is taught iff it starts in supervised text."""
+
+
+class Control(Spec):
+    """One control token, by its name in the vocabulary, such as `</s>`."""
+
+    kind: Literal["control"] = "control"
+    token: str
+    supervised: bool = False
+
+
+Piece = Annotated[Text | Control, Field(discriminator="kind")]
+Pieces = tuple[Piece, ...]
+
+
+class ImageMarkup(Spec):
+    """What surrounds a picture's slots, and where in its turn it stands."""
+
+    before: Pieces = ()
+    after: Pieces = ()
+    placement: Literal["front", "inline"] = "front"
+    """`front` moves a turn's pictures before its text, whose outer white space is cut (llava/train/train.py,
+    preprocess_multimodal); `inline` leaves everything where it is."""
+
+
+class UserTurn(Spec):
+    """`prefix` user text `suffix`."""
+
+    prefix: Pieces = ()
+    suffix: Pieces = ()
+    text: Literal["keep", "discard"] = "keep"
+    """`discard`: only the pictures of the turn are rendered (caption training)."""
+
+
+class AssistantTurn(Spec):
+    """`prefix` `lead` answer `suffix`. A prompt for generation ends after `prefix`; the answer is always supervised."""
+
+    prefix: Pieces = ()
+    lead: Pieces = ()
+    suffix: Pieces = ()
+
+
+class ChatFormat(Spec):
+    """One way to write a conversation."""
+
+    name: str
+    system: str = ""
+    """Default system text; an empty one is not rendered."""
+    begin: Pieces = ()
+    """Before everything: the begin-of-sequence token where the tokenizer adds one."""
+    system_prefix: Pieces = ()
+    system_suffix: Pieces = ()
+    system_place: Literal["before", "in_first_user"] = "before"
+    """Before the first turn, or inside it, after the user prefix (Llama-2)."""
+    between: Pieces = ()
+    """Before every user turn but the first."""
+    user: UserTurn
+    assistant: AssistantTurn
+    end: Pieces = ()
+    """After the last turn; rendered for training only."""
+    markup: ImageMarkup = ImageMarkup()
+    example: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
+    """Turns that always stand before the conversation, never supervised."""
+    leading_assistant: Literal["drop", "keep"] = "keep"
+    """What training does with assistant turns that come before the first user turn."""
+    stop_tokens: tuple[str, ...] = ()
+    """Control tokens that end an answer."""
+    stop_strings: tuple[str, ...] = ()
+    """Text that ends an answer and is cut from it."""

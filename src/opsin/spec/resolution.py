@@ -1,0 +1,190 @@
+"""How a picture of any size becomes tiles of the size the tower reads, and in which order their rows are laid out."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from opsin.errors import PlanError
+from opsin.spec.base import Spec
+from opsin.spec.plan import NEWLINE, Canvas, Color, Grid, Resample, RowLayout, Size, Tile, Tiling
+
+
+def _check_size(size: Size) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise PlanError(f"a picture of {width}x{height} px has no pixels; both sides must be at least 1")
+
+
+def _one_tile(canvas: Canvas, patch_size: int) -> Tiling:
+    width, height = canvas.size
+    grid = (1, height // patch_size, width // patch_size)
+    return Tiling((canvas,), (Tile(0, (0, 0, width, height), grid),))
+
+
+def _num_rows(row_grids: Sequence[Grid]) -> int:
+    return sum(t * h * w for t, h, w in row_grids)
+
+
+class CenterCrop(Spec):
+    """Shortest side to `tile_size`, then the central square: LLaVA's `square` mode, CLIP's own preprocessing."""
+
+    kind: Literal["center_crop"] = "center_crop"
+    tile_size: int
+    uses_newline: Literal[False] = False
+
+    def tiling(self, size: Size, patch_size: int) -> Tiling:
+        """Canvases and tiles for a picture of `size`."""
+        _check_size(size)
+        width, height = size
+        side = self.tile_size
+        # The long side is truncated, not rounded: CLIPImageProcessor, get_resize_output_image_size.
+        resized = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+        # On an odd surplus the crop starts at the smaller half: image_transforms.center_crop.
+        offset = (-((resized[0] - side) // 2), -((resized[1] - side) // 2))
+        return _one_tile(Canvas(size, (0, 0), resized, (side, side), offset), patch_size)
+
+    def layout(self, tiling: Tiling, row_grids: Sequence[Grid]) -> RowLayout:
+        """Rows in raster order."""
+        return RowLayout(np.arange(_num_rows(row_grids), dtype=np.int32))
+
+
+class Pad(Spec):
+    """Pad to a square with the mean colour, then resize: LLaVA-1.5's `pad` mode."""
+
+    kind: Literal["pad"] = "pad"
+    tile_size: int
+    fill: Color = (122, 116, 104)
+    """int(255 * mean) of CLIP's channel means (llava/mm_utils.py, expand2square)."""
+    uses_newline: Literal[False] = False
+
+    def tiling(self, size: Size, patch_size: int) -> Tiling:
+        """Canvases and tiles for a picture of `size`."""
+        _check_size(size)
+        side = max(size)
+        offset = ((side - size[0]) // 2, (side - size[1]) // 2)
+        tile = (self.tile_size, self.tile_size)
+        return _one_tile(Canvas((side, side), offset, tile, tile, (0, 0), self.fill), patch_size)
+
+    def layout(self, tiling: Tiling, row_grids: Sequence[Grid]) -> RowLayout:
+        """Rows in raster order."""
+        return RowLayout(np.arange(_num_rows(row_grids), dtype=np.int32))
+
+
+class AnyRes(Spec):
+    """LLaVA-NeXT's tiling: the whole picture once, stretched, then a mosaic of tiles at the best-fitting resolution."""
+
+    kind: Literal["anyres"] = "anyres"
+    tile_size: int
+    resolutions: tuple[Size, ...] = Field(min_length=1)
+    """Candidate mosaics as (width, height) pairs, in the order of `image_grid_pinpoints`; ties take the first."""
+    merge: Literal["flat", "spatial", "spatial_unpad", "spatial_maxpool2x2"] = "spatial_unpad"
+    """How tile rows become slots (`mm_patch_merge_type`): tile by tile; one raster; a raster without padding and with a
+    newline after each line; a raster reduced by 2x2 maxima."""
+    base: Literal["first", "none"] = "first"
+    """Whether the rows of the stretched whole picture come first or are left out (`nobase`)."""
+    max_base_tiles: int | None = None
+    """`anyres_max_N`: mosaics of more rows than N tiles are shrunk bilinearly (LLaVA-NeXT code); None leaves them."""
+    compat: Literal["original", "hf"] = "original"
+    """Whose arithmetic: the authors' or transformers'. transformers reads candidates as (height, width), so that ties
+    fall the other way, and rounds to 7 places before it truncates the unpadded side."""
+
+    @property
+    def uses_newline(self) -> bool:
+        """Whether the model has a learned newline row."""
+        return self.merge == "spatial_unpad"
+
+    @property
+    def candidates(self) -> tuple[Size, ...]:
+        """Resolutions as (width, height), in the order they are tried."""
+        return self.resolutions if self.compat == "original" else tuple((h, w) for w, h in self.resolutions)
+
+    def best_resolution(self, size: Size) -> Size:
+        """The candidate that keeps most of the picture's pixels, then wastes fewest of its own, then comes first."""
+        width, height = size
+
+        def merit(candidate: Size) -> tuple[int, int]:
+            scale = min(candidate[0] / width, candidate[1] / height)
+            kept = min(int(width * scale) * int(height * scale), width * height)
+            return kept, kept - candidate[0] * candidate[1]
+
+        return max(self.candidates, key=merit)  # max keeps the first of equals
+
+    def tiling(self, size: Size, patch_size: int) -> Tiling:
+        """Canvases and tiles for a picture of `size`: the stretched base, then the mosaic row by row."""
+        _check_size(size)
+        (width, height), side = size, self.tile_size
+        best = self.best_resolution(size)
+        scale_w, scale_h = best[0] / width, best[1] / height
+        if scale_w < scale_h:
+            resized = (best[0], min(math.ceil(height * scale_w), best[1]))
+        else:
+            resized = (min(math.ceil(width * scale_h), best[0]), best[1])
+        offset = ((best[0] - resized[0]) // 2, (best[1] - resized[1]) // 2)
+        whole = Canvas(size, (0, 0), (side, side), (side, side), (0, 0))
+        mosaic = Canvas(size, (0, 0), resized, best, offset)
+        columns, rows = best[0] // side, best[1] // side
+        grid = (1, side // patch_size, side // patch_size)
+        tiles = [Tile(0, (0, 0, side, side), grid)]
+        tiles += [
+            Tile(1, (x * side, y * side, (x + 1) * side, (y + 1) * side), grid)
+            for y in range(rows)
+            for x in range(columns)
+        ]
+        return Tiling((whole, mosaic), tuple(tiles), columns, rows)
+
+    def layout(self, tiling: Tiling, row_grids: Sequence[Grid]) -> RowLayout:
+        """Base rows, then the mosaic's rows as `merge` says."""
+        base_count = _num_rows(row_grids[:1])
+        base = np.arange(base_count if self.base == "first" else 0, dtype=np.int32)
+        if self.merge == "flat":
+            return RowLayout(np.concatenate([base, np.arange(base_count, _num_rows(row_grids), dtype=np.int32)]))
+        _, tile_h, tile_w = row_grids[1]
+        rows, columns = tiling.rows, tiling.columns
+        numbers = np.arange(base_count, _num_rows(row_grids), dtype=np.int32)
+        raster = (
+            numbers.reshape(rows, columns, tile_h, tile_w)
+            .transpose(0, 2, 1, 3)
+            .reshape(rows * tile_h, columns * tile_w)
+        )
+        next_row = int(_num_rows(row_grids))
+        resample: Resample | None = None
+        if self.merge == "spatial_maxpool2x2":
+            resample = _resample(raster, (raster.shape[0] // 2, raster.shape[1] // 2), "max")
+        elif self.merge == "spatial_unpad":
+            raster = self._unpad(raster, tiling.canvases[1].padded)
+            if self.max_base_tiles is not None:
+                # LLaVA-NeXT llava_arch.py: shrink only beyond 1.1, truncating both sides.
+                times = math.sqrt(raster.size / (self.max_base_tiles * tile_h * tile_w))
+                if times > 1.1:
+                    shrunk = (int(raster.shape[0] // times), int(raster.shape[1] // times))
+                    resample = _resample(raster, shrunk, "bilinear")
+        if resample is not None:
+            height, width = resample.grid_out
+            raster = np.arange(next_row, next_row + height * width, dtype=np.int32).reshape(height, width)
+        if self.merge == "spatial_unpad":
+            raster = np.concatenate([raster, np.full((raster.shape[0], 1), NEWLINE, np.int32)], axis=1)
+        return RowLayout(np.concatenate([base, raster.ravel()]), resample)
+
+    def _unpad(self, raster: NDArray[np.int32], size: Size) -> NDArray[np.int32]:
+        """Cut the rows that see only the black bars. An odd surplus keeps one row more than the arithmetic says."""
+        (width, height), (grid_h, grid_w) = size, raster.shape
+
+        def truncate(value: float) -> int:
+            return int(value) if self.compat == "original" else int(round(value, 7))
+
+        if width / height > grid_w / grid_h:
+            surplus = (grid_h - truncate(height * (grid_w / width))) // 2
+            return raster[surplus : grid_h - surplus]
+        surplus = (grid_w - truncate(width * (grid_h / height))) // 2
+        return raster[:, surplus : grid_w - surplus]
+
+
+def _resample(raster: NDArray[np.int32], grid_out: tuple[int, int], mode: Literal["bilinear", "max"]) -> Resample:
+    return Resample(raster.ravel(), (raster.shape[0], raster.shape[1]), grid_out, mode)
+
+
+ResolutionConfig = Annotated[CenterCrop | Pad | AnyRes, Field(discriminator="kind")]

@@ -1,0 +1,72 @@
+"""One vision transformer: its sizes, which layers and tokens come out, and the pixel statistics it was trained with."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from opsin.spec.base import Spec
+
+Activation = Literal["quick_gelu", "gelu"]
+"""quick_gelu is x * sigmoid(1.702 x) (OpenAI CLIP); gelu is the exact erf form."""
+
+
+class VisionConfig(Spec):
+    """A ViT. Defaults are CLIP's habits: learned positions, a class token, a LayerNorm before the blocks."""
+
+    image_size: int
+    """Side in pixels of the square tile that the learned positions cover."""
+    patch_size: int
+    dim: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    activation: Activation = "quick_gelu"
+    norm_eps: float = 1e-5
+    out_layers: tuple[int, ...] = (-2,)
+    """Hidden states that come out, concatenated on the channel. 0 is after the first norm, i the output of block i,
+    negative counts from the end: -2 is the output of the last block but one (LLaVA's choice)."""
+    class_token: Literal["drop", "keep"] = "drop"
+    """Whether the class token leaves the tower with the patches (`cls_patch`, HF `full`) or not (`patch`, `default`)."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Pixel mean per channel, of pixels in 0..1 (OpenAI CLIP preprocessor_config.json)."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.image_size < self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is smaller than one patch of {self.patch_size} px")
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+        if not self.out_layers:
+            raise ValueError("out_layers is empty: name at least one hidden state, such as -2")
+        for layer in self.out_layers:
+            if not -self.num_layers - 1 <= layer <= self.num_layers:
+                raise ValueError(
+                    f"out_layers names hidden state {layer}; there are {self.num_layers + 1} (0 to {self.num_layers})"
+                )
+        return self
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of a square tile. A remainder of pixels is ignored, as a strided convolution does."""
+        return self.image_size // self.patch_size
+
+    @property
+    def out_dim(self) -> int:
+        """Channels of the features."""
+        return self.dim * len(self.out_layers)
+
+    @property
+    def out_indices(self) -> tuple[int, ...]:
+        """`out_layers` as indices 0..num_layers."""
+        return tuple(layer % (self.num_layers + 1) for layer in self.out_layers)
+
+    @property
+    def num_used_layers(self) -> int:
+        """Blocks that are run. Later ones are loaded and saved, so that a checkpoint stays whole, but never computed."""
+        return max(self.out_indices)
+
+    def num_tokens(self, grid: tuple[int, int, int]) -> int:
+        """Features that leave the tower for one tile."""
+        t, h, w = grid
+        return t * h * w + (self.class_token == "keep")
