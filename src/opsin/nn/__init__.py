@@ -1,0 +1,1 @@
+"""Floor 1: the modules, in torch. Knows nothing of text, media or families."""

@@ -1,0 +1,51 @@
+"""The language model: a Llama-shaped causal decoder (arXiv:2302.13971)."""
+
+from torch import Tensor, nn
+
+from opsin.nn.attention import Attention
+from opsin.nn.blocks import GatedMLP
+from opsin.nn.cache import KVCache
+from opsin.nn.mask import Mask
+from opsin.nn.rope import Rotation, rotation
+from opsin.spec.decoder import DecoderConfig
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attn = Attention(
+            config.dim,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_width,
+            bias=False,
+        )
+        self.norm2 = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.mlp = GatedMLP(config.dim, config.mlp_dim)
+
+    def forward(self, x: Tensor, *, mask: Mask, rotation: Rotation, cache: KVCache | None, layer: int) -> Tensor:
+        """x: (B, T, D) -> same shape."""
+        x = x + self.attn(self.norm1(x), mask=mask, rotation=rotation, cache=cache, layer=layer)
+        return x + self.mlp(self.norm2(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm, head. `forward` stops before the head: logits are made only where needed."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(self, x: Tensor, *, positions: Tensor, mask: Mask, cache: KVCache | None = None) -> Tensor:
+        """x: (B, T, D) embeddings; positions: (B, T, A). Returns normed hidden states (B, T, D)."""
+        angles = rotation(positions, head_dim=self.config.head_width, config=self.config.rope, dtype=x.dtype)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, mask=mask, rotation=angles, cache=cache, layer=index)
+        return self.norm(x)

@@ -1,0 +1,43 @@
+"""Who may attend to whom: one rule, and the cheapest form that says it.
+
+The rule: token i sees token j iff `segment[i] == segment[j]` and `order[j] <= order[i]`. Causal, packed and cached
+decoding are rows of integers under it. Most rules never need a matrix: a whole row in order is SDPA's own causal form,
+and packed documents are independent stretches of it, so the dense form is left to what remains.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Stretch = tuple[int, int, int]
+"""(row, start, stop): the tokens start..stop-1 of one row of a batch."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Mask:
+    """A mask in its cheapest form. Build it with one of the functions below."""
+
+    form: Literal["full", "causal", "documents", "dense"]
+    documents: tuple[Stretch, ...] = ()
+    """For `documents`: stretches that see only themselves, each causally. Tokens outside every stretch get zeros."""
+    allowed: Tensor | None = None
+    """For `dense`: (B, 1, T, S) bool, true where query t may see key s."""
+
+
+FULL = Mask("full")
+"""Every query sees every key: inside one tile of the vision tower, or one new token after a cache of equal lengths."""
+CAUSAL = Mask("causal")
+"""Query t sees keys 0..t of its own row. Padding on the right is harmless: no real token comes after it."""
+
+
+def packed(documents: tuple[Stretch, ...]) -> Mask:
+    """Documents side by side in a row, none of which sees another."""
+    return Mask("documents", documents=documents)
+
+
+def dense(segment_q: Tensor, order_q: Tensor, segment_k: Tensor, order_k: Tensor) -> Mask:
+    """The rule written out. segment_q, order_q: (B, T); segment_k, order_k: (B, S); integers."""
+    same = segment_q[:, :, None] == segment_k[:, None, :]
+    earlier = order_k[:, None, :] <= order_q[:, :, None]
+    return Mask("dense", allowed=(same & earlier)[:, None])

@@ -1,0 +1,67 @@
+"""The vision-language model: four short methods, and no branch on a family."""
+
+import torch
+from torch import Tensor, nn
+
+from opsin.nn.batch import Batch
+from opsin.nn.cache import KVCache
+from opsin.nn.connectors import Connector
+from opsin.nn.decoder import Decoder
+from opsin.nn.layout import row_table
+from opsin.nn.vision import VisionTower
+from opsin.spec.model import VLMConfig
+
+
+class VLM(nn.Module):
+    """Tower, connector and language model.
+
+    Pictures become rows, rows fill the slots that the plan reserved among the token embeddings, the decoder turns the
+    sequence into hidden states, and logits are computed for just those states whose next token somebody wants.
+    """
+
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionTower(config.vision)
+        self.connector = Connector(config.connector, in_dim=config.vision.out_dim, out_dim=config.decoder.dim)
+        self.newline = nn.Parameter(torch.empty(config.decoder.dim)) if config.uses_newline else None
+        self.decoder = Decoder(config.decoder)
+
+    def rows(self, patches: Tensor, grids: Tensor) -> Tensor:
+        """patches: (P, C * p * p), grids: (N, 3) -> rows (R, D), one per place of each tile's row grid."""
+        return self.connector(self.vision(patches, grids), grids)
+
+    def embed(self, batch: Batch, rows: Tensor | None = None) -> Tensor:
+        """Token embeddings (B, T, D) with picture rows in their slots.
+
+        rows: what `rows` gave for this batch's pictures, where the caller already has it.
+        """
+        x = self.decoder.embed(batch.ids)
+        if batch.slots is not None:
+            assert batch.slot_rows is not None
+            if rows is None:
+                assert batch.patches is not None
+                assert batch.grids is not None
+                rows = self.rows(batch.patches, batch.grids)
+            table = row_table(rows, batch.resamples, self.newline)
+            x.view(-1, x.shape[-1]).index_copy_(0, batch.slots, table[batch.slot_rows].to(x.dtype))
+        return x
+
+    def hidden(self, batch: Batch, cache: KVCache | None = None, *, rows: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, D) after the final norm.
+
+        With a cache the batch's rows continue the cached ones, and their keys and values are added to it.
+        """
+        x = self.embed(batch, rows)
+        if cache is None:
+            return self.decoder(x, positions=batch.positions, mask=batch.mask)
+        needed = max(cache.lengths) + x.shape[1]
+        if needed > cache.capacity:
+            cache.reserve(max(needed, 2 * cache.capacity))  # doubling, so that a caller who guessed low pays once
+        hidden = self.decoder(x, positions=batch.positions, mask=cache.mask(x.shape[1]), cache=cache)
+        cache.advance(batch.lengths)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (..., D) -> (..., V). Call it on the states that are needed, not on all."""
+        return self.decoder.head(hidden)
