@@ -1,6 +1,6 @@
 """The base of every description: frozen, closed to unknown keys, comparable by value."""
 
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -40,6 +40,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         if item["type"] == "extra_forbidden":
             known = _fields_at(model, item["loc"][:-1])
             lines.append(f"unknown key {path!r}{nearest(str(item['loc'][-1]), known)}")
+        elif item["type"] == "union_tag_not_found":
+            lines.append(f"{path}: says no 'kind'")
         else:
             given = "" if item["type"] == "missing" else f" (got {item['input']!r})"
             lines.append(f"{path or 'value'}: {item['msg'].removeprefix('Value error, ')}{given}")
@@ -47,10 +49,19 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Field names of the model reached by walking `path`; every field name of the tree when the walk is unclear."""
-    current: Any = model
+    """Field names of the models that `path` leads to. Parts of a path that name no field (a place in a list, the kind
+    of a union) lead nowhere else."""
+    models = [model]
     for part in path:
-        fields = getattr(current, "model_fields", {})
-        if part in fields:
-            current = fields[part].annotation
-    return list(getattr(current, "model_fields", model.model_fields))
+        steps = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        models = [found for step in steps for found in _models_in(step)] if steps else models
+        chosen = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+        models = chosen or models
+    return [name for m in models for name in m.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Every model that an annotation such as `tuple[A | B, ...] | None` mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models_in(argument)]

@@ -1,0 +1,179 @@
+"""A training run as one value: what is trained in which stage, on which data, and how."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from opsin.spec.base import Spec
+from opsin.spec.chat import ChatFormat
+from opsin.spec.resolution import ResolutionConfig
+
+PARTS = ("vision", "connector", "newline", "decoder")
+"""Parts of a model that a recipe can name; every tensor's name begins with its part."""
+
+RANDOM = "random"
+"""Source of a part that starts from random weights."""
+
+
+class DataFile(Spec):
+    """One file of conversations (LLaVA JSON, JSONL and the other shapes that `text.messages` reads)."""
+
+    path: str
+    image_root: str | None = None
+    """Folder that relative picture paths start from; the file's own folder when not given."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only the first so many records."""
+    repeat: float = Field(default=1, gt=0)
+    """How often the file is seen per epoch: 2.5 is two passes, and a random half that changes with the epoch."""
+
+
+class BatchSize(Spec):
+    """How many conversations make one optimizer step, and how they go through the model.
+
+    The gradient of a step is the mean over its taught tokens however it is cut into passes: gradient accumulation
+    follows from these numbers and changes no result but rounding.
+    """
+
+    samples: int = Field(ge=1)
+    """Conversations per optimizer step (the global batch)."""
+    form: Literal["pack", "pad"] = "pack"
+    """`pack`: conversations side by side in one row, none sees another; `pad`: one row each, as long as the longest."""
+    micro_samples: int | None = Field(default=None, ge=1)
+    """At most so many conversations per pass."""
+    micro_tokens: int | None = Field(default=None, ge=1)
+    """At most so many tokens per pass, padding included. A longer conversation has a pass for itself."""
+
+
+class AdamW(Spec):
+    """AdamW (arXiv:1711.05101). The defaults are those of every LLaVA stage."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(gt=0)
+    part_lr: dict[str, float] = Field(default_factory=dict)
+    """Learning rates of parts, or of tensors by glob, that differ from `lr`; the first entry that fits counts."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """Applied to matrices; never to norms, biases and single vectors."""
+
+
+class Muon(Spec):
+    """Muon for hidden matrices (orthogonalised momentum), AdamW for embeddings, head, positions and vectors."""
+
+    kind: Literal["muon"] = "muon"
+    lr: float = Field(gt=0)
+    part_lr: dict[str, float] = Field(default_factory=dict)
+    """As in AdamW, for the matrices."""
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    scale: Literal["original", "match_rms_adamw"] = "original"
+    """How a step follows the matrix's shape: times sqrt(max(1, rows / columns)), or about as long as AdamW's."""
+    rest: AdamW
+    """For everything that is not a hidden matrix."""
+
+
+OptimConfig = Annotated[AdamW | Muon, Field(discriminator="kind")]
+
+
+class Schedule(Spec):
+    """Learning rate over the steps of a stage, as a factor of each group's own rate."""
+
+    kind: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: half a cosine down to 0, or no change."""
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    """Part of the steps over which the rate rises from 0."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """The same as a number of steps, which then counts instead."""
+
+
+class Stage(Spec):
+    """One stage: what trains, on what, how."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    """Also the name of the folder that the model is saved to when the stage ends."""
+    trainable: tuple[str, ...]
+    """Parts (vision, connector, newline, decoder) or globs over tensor names (`decoder.layers.*.attn.*`)."""
+    data: tuple[DataFile, ...] = ()
+    chat: str | ChatFormat | None = None
+    """Chat format for this stage, by name or written out; the model's own when not given."""
+    resolution: ResolutionConfig | None = None
+    """How pictures are cut in this stage; the model's own when not given."""
+    max_tokens: int | None = Field(default=None, ge=2)
+    """Longest conversation, pictures included; the model's own limit when not given."""
+    overlong: Literal["error", "truncate"] = "error"
+    """A longer conversation stops the run, or loses its end. A picture is never cut."""
+    sampler: Literal["shuffle", "modality_length"] = "shuffle"
+    """`modality_length`: steps of one kind (with pictures or without) and of similar lengths, as LLaVA groups them."""
+    batch: BatchSize
+    optim: OptimConfig
+    clip: float | None = Field(default=1.0, gt=0)
+    """Longest gradient (2-norm over all trained tensors); a longer one is shortened to it. None: no limit."""
+    schedule: Schedule = Schedule()
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.trainable:
+            raise ValueError(f"stage {self.name!r} trains nothing: name parts in trainable")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"stage {self.name!r} needs either epochs or steps")
+        return self
+
+
+class PartSources(Spec):
+    """Where the weights of each part come from: a folder, a file, a hub id, or `random`."""
+
+    vision: str = RANDOM
+    connector: str = RANDOM
+    newline: str = RANDOM
+    decoder: str = RANDOM
+
+
+class Checkpoints(Spec):
+    """When the state of a run is saved."""
+
+    every: int = Field(default=500, ge=1)
+    """Optimizer steps between two checkpoints. The end of a stage is always one."""
+    keep: int = Field(default=2, ge=1)
+    """How many are kept, the newest ones."""
+
+
+class RunConfig(Spec):
+    """Everything that decides a run. The same config, data and machine give the same bits."""
+
+    model: str
+    """Preset id, folder, or hub id: the description, and with `init: model` the weights too."""
+    init: Literal["model", "random"] | PartSources = "model"
+    """Weights to start from: the model's own, random ones, or each part from somewhere else."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer, where it is not the model's own."""
+    output: str
+    """Folder that everything is written to."""
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the passes. Weights and optimizer state are float32 either way; `bfloat16` is autocast."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; otherwise a torch device such as `cpu` or `cuda:1`."""
+    workers: int = Field(default=2, ge=0)
+    """Threads that read and prepare samples ahead of the model. They change no result."""
+    checkpoint: Checkpoints = Checkpoints()
+    log_every: int = Field(default=10, ge=1)
+    """Steps between two lines on the screen. The log file has every step."""
+    stages: tuple[Stage, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if not names:
+            raise ValueError("a run needs at least one stage")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two stages are called {name!r}; each writes a folder of its name")
+            if name in {"checkpoints", "run.yaml", "log.jsonl"}:
+                raise ValueError(f"a stage cannot be called {name!r}: the run itself writes there")
+        return self
+
+
+MACHINE_KEYS = ("output", "device", "workers", "checkpoint", "log_every")
+"""Settings that may change when a run goes on: they say where and how it is run, not what is computed."""
