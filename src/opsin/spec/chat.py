@@ -36,15 +36,18 @@ class ImageMarkup(Spec):
     placement: Literal["front", "inline"] = "front"
     """`front` moves a turn's pictures before its text, whose outer white space is cut (llava/train/train.py,
     preprocess_multimodal); `inline` leaves everything where it is."""
+    separator: Pieces = ()
+    """With `front`: between a picture and what follows it in its turn; nothing follows a picture without text."""
 
 
 class UserTurn(Spec):
-    """`prefix` user text `suffix`."""
+    """`prefix` `lead` user text `suffix`."""
 
     prefix: Pieces = ()
+    lead: Pieces = ()
     suffix: Pieces = ()
     text: Literal["keep", "discard"] = "keep"
-    """`discard`: only the pictures of the turn are rendered (caption training)."""
+    """`discard`: only the pictures of the turn are written (caption training)."""
 
 
 class AssistantTurn(Spec):
@@ -60,24 +63,29 @@ class ChatFormat(Spec):
 
     name: str
     system: str = ""
-    """Default system text; an empty one is not rendered."""
+    """Default system text; an empty one is not written."""
     begin: Pieces = ()
-    """Before everything: the begin-of-sequence token where the tokenizer adds one."""
+    """Before everything: the begin-of-sequence token where the tokenizer itself adds one. Text after it is tokenised as
+    the start of a text, whereas text after any other control token is tokenised as its continuation."""
     system_prefix: Pieces = ()
     system_suffix: Pieces = ()
     system_place: Literal["before", "in_first_user"] = "before"
-    """Before the first turn, or inside it, after the user prefix (Llama-2)."""
+    """Before the first turn, or inside it, after the user's `lead` (Llama-2)."""
     between: Pieces = ()
     """Before every user turn but the first."""
     user: UserTurn
     assistant: AssistantTurn
     end: Pieces = ()
-    """After the last turn; rendered for training only."""
+    """After the last turn; written for training only."""
+    turns: Literal["alternate", "any"] = "alternate"
+    """`alternate`: user and assistant take turns and the user begins; a greeting of the assistant's that stands before
+    is left out (llava/train/train.py, preprocess_v1). `any`: turns are written as they come."""
+    empty_turn: Literal["prefix", "whole"] = "prefix"
+    """How a turn that says nothing is written: its `prefix` alone (llava/conversation.py, get_prompt), or like any
+    other."""
     markup: ImageMarkup = ImageMarkup()
     example: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
     """Turns that always stand before the conversation, never supervised."""
-    leading_assistant: Literal["drop", "keep"] = "keep"
-    """What training does with assistant turns that come before the first user turn."""
     stop_tokens: tuple[str, ...] = ()
     """Control tokens that end an answer."""
     stop_strings: tuple[str, ...] = ()

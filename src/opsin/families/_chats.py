@@ -1,0 +1,207 @@
+"""Chat formats of the LLaVA line, one value each.
+
+Names are those of the authors' `conv_templates` (llava/conversation.py). Two of their formats are written differently
+for training than for inference, and so are two values here: `v0` and `v0_train`, `plain_prompt` and `plain`.
+"""
+
+from opsin.spec.chat import AssistantTurn, ChatFormat, Control, ImageMarkup, Piece, Text, UserTurn
+
+BOS = Control(token="<s>")
+EOS = Control(token="</s>", supervised=True)
+
+LLAVA_MARKUP = ImageMarkup(separator=(Text(text="\n"),))
+"""`<image>`, a newline, then the question (preprocess_multimodal)."""
+MMTAG_MARKUP = LLAVA_MARKUP.replace(before=(Text(text="<Image>"),), after=(Text(text="</Image>"),))
+
+HUMAN_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+USER_SYSTEM = HUMAN_SYSTEM.replace("human", "user")
+MMTAG_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant is able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+    "The visual content will be provided with the following format: <Image>visual content</Image>."
+)
+V0_EXAMPLE = (
+    ("user", "What are the key differences between renewable and non-renewable energy sources?"),
+    (
+        "assistant",
+        "Renewable energy sources are those that can be replenished naturally in a relatively short amount of time, "
+        "such as solar, wind, hydro, geothermal, and biomass. Non-renewable energy sources, on the other hand, are "
+        "finite and will eventually be depleted, such as coal, oil, and natural gas. Here are some key differences "
+        "between renewable and non-renewable energy sources:\n"
+        "1. Availability: Renewable energy sources are virtually inexhaustible, while non-renewable energy sources are "
+        "finite and will eventually run out.\n"
+        "2. Environmental impact: Renewable energy sources have a much lower environmental impact than non-renewable "
+        "sources, which can lead to air and water pollution, greenhouse gas emissions, and other negative effects.\n"
+        "3. Cost: Renewable energy sources can be more expensive to initially set up, but they typically have lower "
+        "operational costs than non-renewable sources.\n"
+        "4. Reliability: Renewable energy sources are often more reliable and can be used in more remote locations "
+        "than non-renewable sources.\n"
+        "5. Flexibility: Renewable energy sources are often more flexible and can be adapted to different situations "
+        "and needs, while non-renewable sources are more rigid and inflexible.\n"
+        "6. Sustainability: Renewable energy sources are more sustainable over the long term, while non-renewable "
+        "sources are not, and their depletion can lead to economic and social instability.\n",
+    ),
+)
+LLAMA_2_SYSTEM = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering something "
+    "not correct. If you don't know the answer to a question, please don't share false information."
+)
+LLAVA_LLAMA_2_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+
+
+def _taught(text: str) -> Text:
+    return Text(text=text, supervised=True)
+
+
+def _separated(name: str, system: str, *, markup: ImageMarkup = LLAVA_MARKUP) -> ChatFormat:
+    """v0 as it is written for inference: `{system}###Human: {question}###Assistant: {answer}###`."""
+    return ChatFormat(
+        name=name,
+        system=system,
+        begin=(BOS,),
+        system_suffix=(Text(text="###"),),
+        user=UserTurn(prefix=(Text(text="Human:"),), lead=(Text(text=" "),), suffix=(Text(text="###"),)),
+        assistant=AssistantTurn(prefix=(Text(text="Assistant:"),), lead=(_taught(" "),), suffix=(_taught("###"),)),
+        turns="any",
+        markup=markup,
+        stop_tokens=("</s>",),
+        stop_strings=("###",),
+    )
+
+
+def _separated_training(name: str, system: str, *, markup: ImageMarkup = LLAVA_MARKUP) -> ChatFormat:
+    """v0 as it is written for training (train.py, preprocess and _mask_targets).
+
+    Not only answers are taught: so is `###`, which ends an answer, wherever it opens a turn, and the assistant's name.
+    """
+    return ChatFormat(
+        name=name,
+        system=system,
+        begin=(BOS,),
+        system_suffix=(Text(text="\n\n"),),
+        user=UserTurn(prefix=(_taught("###"), Text(text=" Human:")), lead=(Text(text=" "),), suffix=(Text(text="\n"),)),
+        assistant=AssistantTurn(prefix=(_taught("### Assistant:"),), lead=(_taught(" "),), suffix=(_taught("\n"),)),
+        end=(_taught("### "),),
+        turns="any",
+        empty_turn="whole",
+        markup=markup,
+        stop_tokens=("</s>",),
+        stop_strings=("###",),
+    )
+
+
+def _vicuna(name: str, system: str, *, markup: ImageMarkup = LLAVA_MARKUP) -> ChatFormat:
+    """v1: `{system} USER: {question} ASSISTANT: {answer}</s>USER: ...`."""
+    return ChatFormat(
+        name=name,
+        system=system,
+        begin=(BOS,),
+        system_suffix=(Text(text=" "),),
+        user=UserTurn(prefix=(Text(text="USER:"),), lead=(Text(text=" "),), suffix=(Text(text=" "),)),
+        assistant=AssistantTurn(prefix=(Text(text="ASSISTANT:"),), lead=(_taught(" "),), suffix=(EOS,)),
+        markup=markup,
+        stop_tokens=("</s>",),
+    )
+
+
+def _llama_2(name: str, system: str, *, between: tuple[Piece, ...] = (BOS,)) -> ChatFormat:
+    """Llama-2 chat: `[INST] <<SYS>>...<</SYS>> {question} [/INST] {answer} </s>`, `<s>` before later questions."""
+    return ChatFormat(
+        name=name,
+        system=system,
+        begin=(BOS,),
+        system_prefix=(Text(text="<<SYS>>\n"),),
+        system_suffix=(Text(text="\n<</SYS>>\n\n"),),
+        system_place="in_first_user",
+        between=between,
+        user=UserTurn(lead=(Text(text="[INST] "),), suffix=(Text(text=" [/INST]"),)),
+        assistant=AssistantTurn(lead=(_taught(" "),), suffix=(_taught(" "), EOS)),
+        markup=LLAVA_MARKUP,
+        stop_tokens=("</s>",),
+    )
+
+
+def _chatml(name: str, system: str) -> ChatFormat:
+    """ChatML without line breaks between turns. Its tokenizers (Yi, GPT-NeoX) add no begin-of-sequence token.
+
+    The authors never released working training code for it; answers and the token that ends them are taught.
+    """
+    start, end = Control(token="<|im_start|>"), Control(token="<|im_end|>")
+    return ChatFormat(
+        name=name,
+        system=system,
+        system_prefix=(start, Text(text="system\n")),
+        system_suffix=(end,),
+        user=UserTurn(prefix=(start, Text(text="user\n")), suffix=(end,)),
+        assistant=AssistantTurn(prefix=(start, Text(text="assistant\n")), suffix=(end.replace(supervised=True),)),
+        turns="any",
+        markup=LLAVA_MARKUP,
+        stop_tokens=("<|im_end|>",),
+    )
+
+
+LLAVA_V0 = _separated("llava_v0", HUMAN_SYSTEM)
+V0 = LLAVA_V0.replace(name="v0", example=V0_EXAMPLE)
+V0_MMTAG = _separated("v0_mmtag", MMTAG_SYSTEM, markup=MMTAG_MARKUP)
+V0_TRAIN = _separated_training("v0_train", HUMAN_SYSTEM)
+V0_MMTAG_TRAIN = _separated_training("v0_mmtag_train", MMTAG_SYSTEM, markup=MMTAG_MARKUP)
+V1 = _vicuna("v1", USER_SYSTEM)
+LLAVA_V1 = _vicuna("llava_v1", HUMAN_SYSTEM)
+V1_MMTAG = _vicuna("v1_mmtag", MMTAG_SYSTEM, markup=MMTAG_MARKUP)
+LLAMA_2 = _llama_2("llama_2", LLAMA_2_SYSTEM)
+LLAVA_LLAMA_2 = _llama_2("llava_llama_2", LLAVA_LLAMA_2_SYSTEM)
+MISTRAL_INSTRUCT = _llama_2("mistral_instruct", "", between=())
+CHATML_DIRECT = _chatml("chatml_direct", "Answer the questions.")
+MPT = _chatml(
+    "mpt",
+    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers.",
+)
+PLAIN = ChatFormat(
+    name="plain",
+    begin=(BOS,),
+    user=UserTurn(text="discard"),
+    assistant=AssistantTurn(suffix=(_taught("\n"),)),
+    markup=LLAVA_MARKUP,
+    stop_tokens=("</s>",),
+    stop_strings=("\n",),
+)
+"""Captions (stage 1): the picture, its caption, a newline. The instruction is thrown away and no `</s>` is learnt."""
+PLAIN_PROMPT = PLAIN.replace(name="plain_prompt", user=UserTurn(suffix=(Text(text="\n"),)))
+"""What the authors' get_prompt writes for `plain`: unlike in training, the user's text stays."""
+
+CHATS: dict[str, ChatFormat] = {
+    chat.name: chat
+    for chat in (
+        V0,
+        V0_TRAIN,
+        LLAVA_V0,
+        V0_MMTAG,
+        V0_MMTAG_TRAIN,
+        V1,
+        LLAVA_V1,
+        V1_MMTAG,
+        LLAMA_2,
+        LLAVA_LLAMA_2,
+        MISTRAL_INSTRUCT,
+        CHATML_DIRECT,
+        MPT,
+        PLAIN,
+        PLAIN_PROMPT,
+    )
+}
+
+
+def with_start_end(chat: ChatFormat) -> ChatFormat:
+    """The format for checkpoints with `mm_use_im_start_end` (LLaVA v0): pictures between two learned tokens."""
+    markup = chat.markup.replace(before=(Control(token="<im_start>"),), after=(Control(token="<im_end>"),))
+    return chat.replace(markup=markup)

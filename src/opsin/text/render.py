@@ -1,0 +1,156 @@
+"""From messages to spans: the one place that knows how a conversation is written, for training and for inference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from opsin.errors import MessageError
+from opsin.spec.chat import ChatFormat, Pieces, Text
+from opsin.text.messages import ImagePart, Message, TextPart
+
+Source = Literal["template", "user", "assistant", "system"]
+Mode = Literal["prompt", "train"]
+
+
+@dataclass(frozen=True)
+class TextSpan:
+    """A stretch of text. Neighbouring text spans are tokenised together, as one text."""
+
+    text: str
+    supervised: bool
+    source: Source
+
+
+@dataclass(frozen=True)
+class ControlSpan:
+    """One control token. Only templates make these: what people write stays text."""
+
+    token: str
+    supervised: bool
+    source: Literal["begin", "template"] = "template"
+    """`begin`: stands where the tokenizer adds its own begin-of-sequence token, so that a text starts after it."""
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """One picture: the place of its slots."""
+
+    index: int
+
+
+Span = TextSpan | ControlSpan | ImageSpan
+
+
+def render(chat: ChatFormat, messages: Sequence[Message], *, mode: Mode) -> list[Span]:
+    """Write a conversation down as `chat` says.
+
+    `prompt` ends where the answer to the last user turn begins; `train` writes every turn. The spans of a prompt are a
+    prefix of the training spans of the same conversation with its answer. Raises MessageError for a conversation that
+    the format cannot say.
+    """
+    system, turns = _arrange(chat, messages, mode)
+    head: list[Span] = []
+    if system:
+        head = [*_pieces(chat.system_prefix), TextSpan(system, False, "system"), *_pieces(chat.system_suffix)]
+    spans = _pieces(chat.begin, source="begin")
+    if chat.system_place == "before":
+        spans += head
+        head = []
+    for role, text in chat.example:
+        spans += _example(chat, role, text)
+    seen_user = False
+    for message in turns:
+        if message.role == "assistant":
+            spans += _assistant_turn(chat, message)
+            continue
+        if seen_user:
+            spans += _pieces(chat.between)
+        spans += _user_turn(chat, message, head=[] if seen_user else head)
+        seen_user = True
+    return spans + _pieces(chat.assistant.prefix if mode == "prompt" else chat.end)
+
+
+def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple[str, list[Message]]:
+    """The system text and the turns to write, checked. Errors number messages from 1."""
+    for number, message in enumerate(messages, start=1):
+        if message.role == "system" and number > 1:
+            raise MessageError(f"message {number} is a system message; only the first message can be one")
+        if message.role != "user" and message.images:
+            raise MessageError(f"message {number} ({message.role}) holds a picture; only user messages can hold one")
+    if not any(message.role == "user" for message in messages):
+        raise MessageError(f"no user message among {len(messages)} message(s); a conversation needs at least one")
+    if mode == "prompt" and messages[-1].role != "user":
+        raise MessageError(
+            f"message {len(messages)}, the last one, is the assistant's, so there is nothing to answer; "
+            "end with a user message"
+        )
+    system, turns, first = chat.system, list(messages), 1
+    if turns[0].role == "system":
+        system, turns, first = turns[0].text, turns[1:], 2
+    if chat.turns == "alternate":
+        if turns[0].role == "assistant":
+            turns, first = turns[1:], first + 1
+        for place, message in enumerate(turns):
+            expected = "assistant" if place % 2 else "user"
+            if message.role != expected:
+                raise MessageError(
+                    f"message {first + place} is the {message.role}'s, and format {chat.name!r} needs the {expected}'s "
+                    f"there: user and assistant take turns; join neighbouring {message.role} messages into one"
+                )
+    if chat.system_place == "in_first_user" and system and not turns[0].parts:
+        raise MessageError(f"the first user message is empty; format {chat.name!r} writes the system text inside it")
+    return system, turns
+
+
+def _pieces(pieces: Pieces, *, source: Literal["begin", "template"] = "template", teach: bool = True) -> list[Span]:
+    spans: list[Span] = []
+    for piece in pieces:
+        supervised = piece.supervised and teach
+        if isinstance(piece, Text):
+            spans.append(TextSpan(piece.text, supervised, "template"))
+        else:
+            spans.append(ControlSpan(piece.token, supervised, source))
+    return spans
+
+
+def _user_turn(chat: ChatFormat, message: Message, *, head: list[Span]) -> list[Span]:
+    """head: the system text, for formats that write it inside the first user turn."""
+    turn = chat.user
+    content = _content(chat, message)
+    if not content and chat.empty_turn == "prefix":
+        return _pieces(turn.prefix)
+    return [*_pieces(turn.prefix), *_pieces(turn.lead), *head, *content, *_pieces(turn.suffix)]
+
+
+def _content(chat: ChatFormat, message: Message) -> list[Span]:
+    """The pictures and the text of a user turn, in the order they are written."""
+    parts = [part for part in message.parts if chat.user.text == "keep" or isinstance(part, ImagePart)]
+    in_front = chat.markup.placement == "front" and bool(message.images)
+    if in_front:
+        text = "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
+        parts = [part for part in parts if isinstance(part, ImagePart)]
+        if text:
+            parts.append(TextPart(text))
+    spans: list[Span] = []
+    for place, part in enumerate(parts):
+        if isinstance(part, TextPart):
+            spans.append(TextSpan(part.text, False, "user"))
+            continue
+        spans += [*_pieces(chat.markup.before), ImageSpan(part.index), *_pieces(chat.markup.after)]
+        if in_front and place < len(parts) - 1:
+            spans += _pieces(chat.markup.separator)
+    return spans
+
+
+def _assistant_turn(chat: ChatFormat, message: Message) -> list[Span]:
+    turn = chat.assistant
+    answer: list[Span] = [TextSpan(message.text, True, "assistant")] if message.text else []
+    if not answer and chat.empty_turn == "prefix":
+        return _pieces(turn.prefix)
+    return [*_pieces(turn.prefix), *_pieces(turn.lead), *answer, *_pieces(turn.suffix)]
+
+
+def _example(chat: ChatFormat, role: Literal["user", "assistant"], text: str) -> list[Span]:
+    turn = chat.user if role == "user" else chat.assistant
+    before = [*_pieces(turn.prefix, teach=False), *_pieces(turn.lead, teach=False)]
+    return [*before, TextSpan(text, False, "template"), *_pieces(turn.suffix, teach=False)]

@@ -1,0 +1,205 @@
+"""Runners of recorded text: prompts, training labels, plain tokenising."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from opsin.families._chats import CHATS
+from opsin.spec.chat import ChatFormat, ImageMarkup
+from opsin.text.messages import IMAGE_MARK, Message, assistant, parse, system, user
+from opsin.text.render import ControlSpan, ImageSpan, Mode, Span, TextSpan, render
+from opsin.text.tokenise import IMAGE, tokenise
+from opsin.text.tokenizer import Tokenizer, load_tokenizer
+from parity.case import Case
+
+DEFAULT_TOKENIZER = {"llava": "vicuna"}
+TRAINING_TWIN = {"v0": "v0_train", "llava_v0": "v0_train", "v0_mmtag": "v0_mmtag_train", "v0_plain": "plain"}
+"""Templates that the authors write differently for training, and their other names."""
+PROMPT_TWIN = {
+    "plain": "plain_prompt",
+    "v0_plain": "plain_prompt",
+    "vicuna_v1": "v1",
+    "mistral_direct": "chatml_direct",
+}
+ROLES = {"u": "user", "user": "user", "human": "user", "a": "assistant", "assistant": "assistant", "gpt": "assistant"}
+ROLES |= {"s": "system", "system": "system"}
+MAKERS: dict[str, Callable[[str], Message]] = {"user": user, "assistant": assistant, "system": system}
+
+
+def _tokenizer(case: Case, legacy: bool | None) -> Tokenizer:
+    match = re.search(r"tokenizers/([\w.-]+)", str(case.data.get("tokenizer", "")))
+    folder = case.tokenizers / (match[1] if match else DEFAULT_TOKENIZER[case.family])
+    if not folder.is_dir():
+        pytest.skip(f"no tokenizer at {folder}: give its parent with --tokenizers")
+    return load_tokenizer(folder, legacy=legacy)
+
+
+def _rows(case: Case) -> list[dict[str, Any]]:
+    """Rows stand in `case.json` or beside it; there `rows` may be their number."""
+    rows = case.data.get("rows")
+    return rows if isinstance(rows, list) else case.json("rows.json")
+
+
+def _chat(template: str, twins: dict[str, str]) -> ChatFormat:
+    name = twins.get(template, template)
+    assert name in CHATS, f"no chat format for the template {template!r}"
+    return CHATS[name]
+
+
+def _image_id(case: Case) -> int:
+    return int(case.data.get("image_token_index", -200))
+
+
+def _ids(spans: Sequence[Span], tokenizer: Tokenizer, image_id: int) -> list[int]:
+    return [image_id if token_id == IMAGE else token_id for token_id in tokenise(spans, tokenizer).ids]
+
+
+def _written(spans: Sequence[Span]) -> str:
+    """Spans as the authors' prompt string, which lacks the token that their tokenizer adds at the start."""
+    texts = []
+    for span in spans:
+        if isinstance(span, TextSpan):
+            texts.append(span.text)
+        elif isinstance(span, ImageSpan):
+            texts.append(IMAGE_MARK)
+        elif span.source != "begin":
+            texts.append(span.token)
+    return "".join(texts)
+
+
+def run_prompt(case: Case) -> None:
+    """Prompt strings of get_prompt, and their ids for both `legacy` flags where they were recorded."""
+    rows = _rows(case)
+    assert rows, "no rows"
+    for number, row in enumerate(rows):
+        what = f"row {number} ({row['template']})"
+        chat = _chat(row["template"], PROMPT_TWIN)
+        turns = [(ROLES[role], text or "") for role, text in row["turns"]]
+        if turns[-1] == ("assistant", ""):
+            turns.pop()  # the authors ask for an answer with an empty last turn
+        mode: Mode = "prompt" if turns[-1][0] == "user" else "train"
+        spans = render(_bare(chat), _placed(turns, row["prompt"]).messages, mode=mode)
+        assert _written(spans) == row["prompt"], what
+        question = next(text for role, text in turns if role == "user")
+        if f"{IMAGE_MARK}\n{question}" in row["prompt"] and question.strip() == question and not chat.markup.before:
+            # The format itself puts a picture where the authors' chat puts it by hand.
+            messages = [MAKERS[role](text) for role, text in turns]
+            first = next(place for place, message in enumerate(messages) if message.role == "user")
+            messages[first] = user(question, images=[0])
+            assert _written(render(chat, messages, mode=mode)) == row["prompt"], what
+        for key, legacy in _id_keys(row):
+            assert _ids(spans, _tokenizer(case, legacy), _image_id(case)) == row[key], f"{what}, {key}"
+
+
+def _bare(chat: ChatFormat) -> ChatFormat:
+    """get_prompt is handed text that already holds the mark, so what stands around pictures was put there by hand."""
+    return chat.replace(markup=ImageMarkup(placement="inline"))
+
+
+def _placed(turns: Sequence[tuple[str, str]], prompt: str) -> Any:
+    """The turns as a conversation; a picture of the prompt's that they do not show leads the first question."""
+    values = [text for _, text in turns]
+    if prompt.count(IMAGE_MARK) > sum(text.count(IMAGE_MARK) for text in values):
+        first = next(place for place, (role, _) in enumerate(turns) if role == "user")
+        values[first] = f"{IMAGE_MARK}\n{values[first]}"
+    num_images = sum(text.count(IMAGE_MARK) for text in values)
+    conversations = [{"from": role, "value": text} for (role, _), text in zip(turns, values, strict=True)]
+    return parse({"image": ["picture.png"] * num_images, "conversations": conversations}, where="row")
+
+
+def _id_keys(row: dict[str, Any]) -> list[tuple[str, bool | None]]:
+    keys: list[tuple[str, bool | None]] = [
+        (f"{name}_legacy_{flag}", flag == "true") for name in ("input_ids", "ids") for flag in ("false", "true")
+    ]
+    keys += [("input_ids", row.get("legacy")), ("ids", row.get("legacy"))]
+    return [(key, legacy) for key, legacy in keys if key in row]
+
+
+def run_labels(case: Case) -> None:
+    """Training ids and which of them are taught (preprocess_multimodal and preprocess of train.py)."""
+    rows = _rows(case)
+    assert rows, "no rows"
+    ignore = int(case.data.get("ignore_index", -100))
+    for number, row in enumerate(rows):
+        what = f"row {number} ({row.get('name', row['template'])}, legacy {row.get('legacy')})"
+        tokenizer = _tokenizer(case, row.get("legacy"))
+        spans = render(
+            _chat(row["template"], TRAINING_TWIN | {"vicuna_v1": "v1"}), _training_messages(row), mode="train"
+        )
+        text = tokenise(spans, tokenizer)
+        if any(name in turn["value"] for turn in row["conversations"] for name in tokenizer.controls):
+            # The authors' tokenizer turns `</s>` in what people write into the control token; ours must not.
+            _check_no_control_from_text(spans, tokenizer, what)
+            continue
+        ids = [_image_id(case) if token_id == IMAGE else token_id for token_id in text.ids]
+        assert ids == row["input_ids"], what
+        answers = [span for span in spans if isinstance(span, TextSpan) and span.source == "assistant"]
+        if answers and set(row["labels"]) == {ignore}:
+            # The authors' walk over the tokenised rounds lost its way (an answer with ' ASSISTANT: ' in it, an empty
+            # question, ...) and the sample was dropped with a warning. That is the mistake: ours teaches its answers.
+            taught = tokenizer.decode(
+                [token_id for token_id, taught in zip(ids, text.supervised, strict=True) if taught]
+            )
+            assert all(answer.text.strip() in taught for answer in answers), what
+            continue
+        labels = [token_id if supervised else ignore for token_id, supervised in zip(ids, text.supervised, strict=True)]
+        assert labels == row["labels"], what
+
+
+def _training_messages(row: dict[str, Any]) -> Sequence[Message]:
+    if not row.get("has_image", True):
+        # Marks of text-only samples were never looked for.
+        return [MAKERS[ROLES[turn["from"]]](turn["value"]) for turn in row["conversations"]]
+    conversations = []
+    for turn in row["conversations"]:
+        # preprocess_multimodal knows one picture per turn: several marks in a turn become one.
+        first, *others = turn["value"].split(IMAGE_MARK)
+        value = first + IMAGE_MARK + "".join(others) if others else first
+        conversations.append({"from": turn["from"], "value": value})
+    num_images = sum(turn["value"].count(IMAGE_MARK) for turn in conversations)
+    return parse({"image": ["picture.png"] * num_images, "conversations": conversations}, where="row").messages
+
+
+def _check_no_control_from_text(spans: Sequence[Span], tokenizer: Tokenizer, what: str) -> None:
+    text = tokenise(spans, tokenizer)
+    controls = set(tokenizer.controls.values())
+    for token_id, place in zip(text.ids, text.spans, strict=True):
+        assert isinstance(spans[place], ControlSpan) or token_id not in controls, what
+
+
+def run_tokenizer(case: Case) -> None:
+    """Text to ids. Control tokens in recorded texts, which that tokenizer recognised, are given to ours as such."""
+    rows = [] if any(key.startswith("ids_legacy_") for key in case.data) else _rows(case)
+    for flag in ("false", "true"):
+        texts = case.data.get(f"ids_legacy_{flag}", {})
+        rows += [{"text": text, f"ids_legacy_{flag}": ids} for text, ids in texts.items()]
+    assert rows, "no rows"
+    for number, row in enumerate(rows):
+        for key, legacy in _id_keys(row):
+            tokenizer = _tokenizer(case, legacy)
+            expected = list(row[key])
+            bos = tokenizer.controls.get("<s>")
+            if expected[:1] == [bos] and not row["text"].startswith("<s>"):
+                del expected[0]  # added by the tokenizer, not spelt by the text
+            assert _ids(_recognised(row["text"], tokenizer), tokenizer, IMAGE) == expected, (
+                f"row {number}: {row['text']!r}"
+            )
+
+
+def _recognised(text: str, tokenizer: Tokenizer) -> list[Span]:
+    names = sorted(tokenizer.controls, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+    return [
+        ControlSpan(part, False) if part in tokenizer.controls else TextSpan(part, False, "template")
+        for part in parts
+        if part
+    ]
+
+
+RUNNERS: dict[str, Callable[[Case], None]] = {
+    "prompt": run_prompt,
+    "labels": run_labels,
+    "tokenizer": run_tokenizer,
+}
