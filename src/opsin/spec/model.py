@@ -1,7 +1,7 @@
 """A whole vision-language model as one value, and the plan of one picture for it."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -11,7 +11,7 @@ from opsin.spec.chat import ChatFormat
 from opsin.spec.connector import ConnectorConfig
 from opsin.spec.decoder import DecoderConfig
 from opsin.spec.plan import ImagePlan, Size
-from opsin.spec.resolution import ResolutionConfig
+from opsin.spec.resolution import AnyRes, ResolutionConfig
 from opsin.spec.vision import VisionConfig
 
 
@@ -29,10 +29,20 @@ class VLMConfig(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.image_token_id is not None and not 0 <= self.image_token_id < self.decoder.vocab_size:
+            raise ValueError(
+                f"image_token_id {self.image_token_id} lies outside the vocabulary of {self.decoder.vocab_size} rows"
+            )
         if self.resolution.tile_size != self.vision.image_size:
             raise ValueError(
-                f"resolution.tile_size {self.resolution.tile_size} differs from vision.image_size {self.vision.image_size}: "
-                "the tower's learned positions fit one size only"
+                f"resolution.tile_size {self.resolution.tile_size} differs from vision.image_size "
+                f"{self.vision.image_size}: the tower's learned positions fit one size only"
+            )
+        raster = isinstance(self.resolution, AnyRes) and self.resolution.merge != "flat"
+        if raster and self.vision.class_token == "keep":
+            raise ValueError(
+                "vision.class_token is 'keep', but resolution.merge lays rows out as a raster, in which class tokens "
+                "have no place; use class_token 'drop' or merge 'flat'"
             )
         return self
 
@@ -45,10 +55,8 @@ class VLMConfig(Spec):
         """The plan of one picture of (width, height) pixels. Raises PlanError for a size that cannot be served."""
         tiling = self.resolution.tiling(size, self.vision.patch_size)
         row_grids = [self.connector.row_grid(tile.grid) for tile in tiling.tiles]
-        if self.vision.class_token == "keep":
-            # The class token is one more row in front of each tile, and no raster can be built from such tiles.
-            row_grids = [(1, 1, 1 + t * h * w) for t, h, w in row_grids]
-        layout = self.resolution.layout(tiling, row_grids)
+        class_rows: Literal[0, 1] = 1 if self.vision.class_token == "keep" else 0
+        layout = self.resolution.layout(tiling, row_grids, class_rows=class_rows)
         return ImagePlan(
             size=size,
             canvases=tiling.canvases,
@@ -56,6 +64,7 @@ class VLMConfig(Spec):
             row_grids=tuple(row_grids),
             layout=layout,
             mosaic=(tiling.columns, tiling.rows),
+            class_rows=class_rows,
         )
 
     def plan_all(self, sizes: Sequence[Size]) -> list[ImagePlan]:

@@ -6,7 +6,7 @@ counted: the encoder, the planner, the packer and the inspector all take `num_sl
 Sizes are (width, height), boxes (left, top, right, bottom), grids (t, h, w) in patches or rows.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -19,12 +19,15 @@ Color = tuple[int, int, int]
 IntBox = tuple[int, int, int, int]
 
 NEWLINE = -1
-"""Entry of `RowLayout.order` that stands for the learned newline row. It is -1 because the model appends that row last."""
+"""Entry of `RowLayout.order` for the learned newline row. It is -1 because the model appends that row last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """One resampled view of the source: pad the source, resize it, then paste (or crop) it onto the canvas."""
+    """One resampled view of the source: pad the source, resize it, then paste it onto the canvas, which may crop it.
+
+    source --pad_offset--> padded --bicubic--> resized --offset--> canvas --Tile.box--> what the tower sees
+    """
 
     padded: Size
     """Source after padding; equal to the source size when nothing is padded."""
@@ -52,6 +55,15 @@ class Canvas:
         points = np.asarray(boxes, np.float64).reshape(-1, 2, 2)
         points = (points + np.array(self.pad_offset)) * scale + np.array(self.offset)
         return points.reshape(-1, 4)
+
+    @property
+    def largest(self) -> int:
+        """Pixels of the largest picture that drawing this canvas allocates.
+
+        The padded source is not among them: rows are narrowed in bands before they are padded from top and bottom.
+        """
+        (width, height), (_, padded_height) = self.resized, self.padded
+        return max(width * height, width * padded_height, self.size[0] * self.size[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +121,12 @@ class ImagePlan:
     canvases: tuple[Canvas, ...]
     tiles: tuple[Tile, ...]
     row_grids: tuple[Grid, ...]
-    """Per tile, the (t, h, w) grid of rows that the connector returns."""
+    """Per tile, the (t, h, w) raster of rows that the connector returns."""
     layout: RowLayout
-    mosaic: tuple[int, int] = field(default=(1, 1))
+    mosaic: tuple[int, int] = (1, 1)
     """(columns, rows) of the tile mosaic; (1, 1) when the picture is one tile."""
+    class_rows: Literal[0, 1] = 0
+    """Rows in front of each tile's raster: 1 where the class token leaves the tower and sees the whole tile."""
 
     @property
     def num_tiles(self) -> int:
@@ -127,7 +141,7 @@ class ImagePlan:
     @cached_property
     def num_rows(self) -> int:
         """Rows that the connector returns over all tiles (resampled rows and the newline are not counted)."""
-        return sum(t * h * w for t, h, w in self.row_grids)
+        return sum(self._rows_per_tile)
 
     @property
     def num_slots(self) -> int:
@@ -136,52 +150,68 @@ class ImagePlan:
 
     @property
     def derived_pixels(self) -> int:
-        """The largest picture that preparing this one allocates, in pixels: padded, resized or canvas."""
-        return max(w * h for c in self.canvases for w, h in (c.padded, c.resized, c.size))
+        """Pixels of the largest picture that preparing this one allocates, the source aside."""
+        return max(canvas.largest for canvas in self.canvases)
+
+    @property
+    def _rows_per_tile(self) -> list[int]:
+        return [self.class_rows + t * h * w for t, h, w in self.row_grids]
 
     @cached_property
     def row_tiles(self) -> NDArray[np.int32]:
         """(num_rows,) tile index of each connector row."""
-        counts = [t * h * w for t, h, w in self.row_grids]
-        return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        return np.repeat(np.arange(self.num_tiles, dtype=np.int32), self._rows_per_tile)
 
     @cached_property
     def row_boxes(self) -> NDArray[np.float64]:
         """(num_rows, 4) source box of each connector row, clipped to the picture; padding gives an empty box.
 
-        Exact for connectors that keep the raster (linear, MLP, pixel shuffle, merger); a row of a resampler looks at the
-        whole tile, so its box there names a cell of the tile by position only.
+        Exact for connectors that keep the raster (linear, MLP, pixel shuffle, merger); a row of a resampler looks at
+        the whole tile, so its box there names a cell of the tile by position only.
         """
-        boxes = []
-        for tile, (_, rows, columns) in zip(self.tiles, self.row_grids, strict=True):
-            left, top, right, bottom = tile.box
-            xs = np.linspace(left, right, columns + 1)
-            ys = np.linspace(top, bottom, rows + 1)
-            grid = np.empty((rows, columns, 4))
-            grid[..., 0], grid[..., 2] = xs[:-1], xs[1:]
-            grid[..., 1], grid[..., 3] = ys[:-1, None], ys[1:, None]
-            boxes.append(self.canvases[tile.canvas].to_source(grid.reshape(-1, 4)))
-        limits = np.array([*self.size, *self.size], np.float64)
-        return np.clip(np.concatenate(boxes), 0, limits)
+        return self._clip(self._cells)
 
     def slot_boxes(self) -> NDArray[np.float64]:
-        """(num_slots, 4) source box of each token slot; newline slots get NaN."""
+        """(num_slots, 4) source box of each token slot, clipped to the picture; newline slots get NaN."""
         order, resample = self.layout.order, self.layout.resample
-        boxes = self.row_boxes
+        boxes = self._cells
         if resample is not None:
-            boxes = np.concatenate([boxes, self._resampled_boxes(resample)])
+            boxes = np.concatenate([boxes, self._resampled_cells(resample)])
         out = np.full((len(order), 4), np.nan)
         filled = order != NEWLINE
-        out[filled] = boxes[order[filled]]
+        out[filled] = self._clip(boxes[order[filled]])
         return out
 
-    def _resampled_boxes(self, resample: Resample) -> NDArray[np.float64]:
-        """Boxes of resampled rows: the raster's whole extent cut into the new grid."""
-        source = self.row_boxes[resample.rows]
-        left, top, right, bottom = source[:, 0].min(), source[:, 1].min(), source[:, 2].max(), source[:, 3].max()
-        rows, columns = resample.grid_out
-        xs, ys = np.linspace(left, right, columns + 1), np.linspace(top, bottom, rows + 1)
-        grid = np.empty((rows, columns, 4))
-        grid[..., 0], grid[..., 2] = xs[:-1], xs[1:]
-        grid[..., 1], grid[..., 3] = ys[:-1, None], ys[1:, None]
-        return grid.reshape(-1, 4)
+    @cached_property
+    def _cells(self) -> NDArray[np.float64]:
+        """(num_rows, 4) source box of each connector row, padding included."""
+        boxes = []
+        for tile, (_, rows, columns) in zip(self.tiles, self.row_grids, strict=True):
+            whole = np.array(tile.box, np.float64)
+            cells = _grid_cells(whole, whole[2:] - whole[:2], (rows, columns))
+            if self.class_rows:
+                cells = np.concatenate([whole[None], cells])
+            boxes.append(self.canvases[tile.canvas].to_source(cells))
+        return np.concatenate(boxes)
+
+    def _resampled_cells(self, resample: Resample) -> NDArray[np.float64]:
+        """Source boxes of resampled rows. The raster they are made of is regular, so its first cell gives them all."""
+        first = self._cells[resample.rows[0]]
+        (in_h, in_w), (out_h, out_w) = resample.grid_in, resample.grid_out
+        # Maxima cover exactly 2x2 cells and leave an odd last line out; bilinear resampling covers the whole raster.
+        covered = (2 * out_w, 2 * out_h) if resample.mode == "max" else (in_w, in_h)
+        return _grid_cells(first, (first[2:] - first[:2]) * covered, (out_h, out_w))
+
+    def _clip(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.clip(boxes, 0, np.array([*self.size, *self.size], np.float64))
+
+
+def _grid_cells(corner: NDArray[np.float64], extent: NDArray[np.float64], grid: tuple[int, int]) -> NDArray[np.float64]:
+    """(rows * columns, 4) boxes that cut `extent` (width, height), beginning at `corner` (left, top), into a grid."""
+    rows, columns = grid
+    xs = np.linspace(corner[0], corner[0] + extent[0], columns + 1)
+    ys = np.linspace(corner[1], corner[1] + extent[1], rows + 1)
+    cells = np.empty((rows, columns, 4))
+    cells[..., 0], cells[..., 2] = xs[:-1], xs[1:]
+    cells[..., 1], cells[..., 3] = ys[:-1, None], ys[1:, None]
+    return cells.reshape(-1, 4)

@@ -1,12 +1,20 @@
-"""How a picture of any size becomes tiles of the size the tower reads, and in which order their rows are laid out."""
+"""How a picture of any size becomes tiles of the size the tower reads, and in which order their rows are laid out.
+
+Each rule has two halves, integers in and integers out:
+
+    tiling(size, patch_size)       canvases to draw and tiles to cut, from the picture's (width, height)
+    layout(tiling, row_grids)      for each token slot, the connector row that fills it
+
+`VLMConfig.plan` joins them with the connector in between; `media.prepare` draws what the tiling says.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PositiveInt, model_validator
 
 from opsin.errors import PlanError
 from opsin.spec.base import Spec
@@ -25,16 +33,30 @@ def _one_tile(canvas: Canvas, patch_size: int) -> Tiling:
     return Tiling((canvas,), (Tile(0, (0, 0, width, height), grid),))
 
 
-def _num_rows(row_grids: Sequence[Grid]) -> int:
-    return sum(t * h * w for t, h, w in row_grids)
+def _num_rows(row_grids: Sequence[Grid], class_rows: int) -> int:
+    return sum(class_rows + t * h * w for t, h, w in row_grids)
 
 
-class CenterCrop(Spec):
+class _OneTile(Spec):
+    """What the rules that make one tile have in common."""
+
+    tile_size: PositiveInt
+    """Side in pixels of the square that the tower reads."""
+
+    @property
+    def uses_newline(self) -> bool:
+        """Whether the model has a learned newline row."""
+        return False
+
+    def layout(self, tiling: Tiling, row_grids: Sequence[Grid], *, class_rows: int = 0) -> RowLayout:
+        """Every row, in the order in which the connector returns them: the class token, if kept, then the raster."""
+        return RowLayout(np.arange(_num_rows(row_grids, class_rows), dtype=np.int32))
+
+
+class CenterCrop(_OneTile):
     """Shortest side to `tile_size`, then the central square: LLaVA's `square` mode, CLIP's own preprocessing."""
 
     kind: Literal["center_crop"] = "center_crop"
-    tile_size: int
-    uses_newline: Literal[False] = False
 
     def tiling(self, size: Size, patch_size: int) -> Tiling:
         """Canvases and tiles for a picture of `size`."""
@@ -47,19 +69,13 @@ class CenterCrop(Spec):
         offset = (-((resized[0] - side) // 2), -((resized[1] - side) // 2))
         return _one_tile(Canvas(size, (0, 0), resized, (side, side), offset), patch_size)
 
-    def layout(self, tiling: Tiling, row_grids: Sequence[Grid]) -> RowLayout:
-        """Rows in raster order."""
-        return RowLayout(np.arange(_num_rows(row_grids), dtype=np.int32))
 
-
-class Pad(Spec):
+class Pad(_OneTile):
     """Pad to a square with the mean colour, then resize: LLaVA-1.5's `pad` mode."""
 
     kind: Literal["pad"] = "pad"
-    tile_size: int
     fill: Color = (122, 116, 104)
     """int(255 * mean) of CLIP's channel means (llava/mm_utils.py, expand2square)."""
-    uses_newline: Literal[False] = False
 
     def tiling(self, size: Size, patch_size: int) -> Tiling:
         """Canvases and tiles for a picture of `size`."""
@@ -69,28 +85,37 @@ class Pad(Spec):
         tile = (self.tile_size, self.tile_size)
         return _one_tile(Canvas((side, side), offset, tile, tile, (0, 0), self.fill), patch_size)
 
-    def layout(self, tiling: Tiling, row_grids: Sequence[Grid]) -> RowLayout:
-        """Rows in raster order."""
-        return RowLayout(np.arange(_num_rows(row_grids), dtype=np.int32))
-
 
 class AnyRes(Spec):
     """LLaVA-NeXT's tiling: the whole picture once, stretched, then a mosaic of tiles at the best-fitting resolution."""
 
     kind: Literal["anyres"] = "anyres"
-    tile_size: int
+    tile_size: PositiveInt
+    """Side in pixels of the square that the tower reads."""
     resolutions: tuple[Size, ...] = Field(min_length=1)
-    """Candidate mosaics as (width, height) pairs, in the order of `image_grid_pinpoints`; ties take the first."""
+    """Candidate mosaics as in `image_grid_pinpoints`: pairs of pixels, (width, height) for `original`, which `hf` reads
+    as (height, width). Ties take the first."""
     merge: Literal["flat", "spatial", "spatial_unpad", "spatial_maxpool2x2"] = "spatial_unpad"
     """How tile rows become slots (`mm_patch_merge_type`): tile by tile; one raster; a raster without padding and with a
     newline after each line; a raster reduced by 2x2 maxima."""
     base: Literal["first", "none"] = "first"
     """Whether the rows of the stretched whole picture come first or are left out (`nobase`)."""
-    max_base_tiles: int | None = None
-    """`anyres_max_N`: mosaics of more rows than N tiles are shrunk bilinearly (LLaVA-NeXT code); None leaves them."""
+    max_base_tiles: PositiveInt | None = None
+    """`anyres_max_N`: unpadded rasters of more rows than N tiles are shrunk bilinearly (LLaVA-NeXT code); None leaves
+    them. Other merges never shrink."""
     compat: Literal["original", "hf"] = "original"
     """Whose arithmetic: the authors' or transformers'. transformers reads candidates as (height, width), so that ties
     fall the other way, and rounds to 7 places before it truncates the unpadded side."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for pair in self.resolutions:
+            if min(pair) < 1 or pair[0] % self.tile_size or pair[1] % self.tile_size:
+                raise ValueError(
+                    f"resolution {pair[0]}x{pair[1]} does not consist of whole tiles of {self.tile_size} px; "
+                    "a tower of another size needs its own list"
+                )
+        return self
 
     @property
     def uses_newline(self) -> bool:
@@ -136,36 +161,30 @@ class AnyRes(Spec):
         ]
         return Tiling((whole, mosaic), tuple(tiles), columns, rows)
 
-    def layout(self, tiling: Tiling, row_grids: Sequence[Grid]) -> RowLayout:
-        """Base rows, then the mosaic's rows as `merge` says."""
-        base_count = _num_rows(row_grids[:1])
-        base = np.arange(base_count if self.base == "first" else 0, dtype=np.int32)
+    def layout(self, tiling: Tiling, row_grids: Sequence[Grid], *, class_rows: int = 0) -> RowLayout:
+        """Base rows, then the mosaic's rows as `merge` says. `class_rows` can only be kept tile by tile (`flat`)."""
+        num_base, num_rows = _num_rows(row_grids[:1], class_rows), _num_rows(row_grids, class_rows)
+        base = np.arange(num_base if self.base == "first" else 0, dtype=np.int32)
+        numbers = np.arange(num_base, num_rows, dtype=np.int32)
         if self.merge == "flat":
-            return RowLayout(np.concatenate([base, np.arange(base_count, _num_rows(row_grids), dtype=np.int32)]))
+            return RowLayout(np.concatenate([base, numbers]))
+        assert class_rows == 0, "VLMConfig refuses class tokens in a raster"
         _, tile_h, tile_w = row_grids[1]
         rows, columns = tiling.rows, tiling.columns
-        numbers = np.arange(base_count, _num_rows(row_grids), dtype=np.int32)
-        raster = (
-            numbers.reshape(rows, columns, tile_h, tile_w)
-            .transpose(0, 2, 1, 3)
-            .reshape(rows * tile_h, columns * tile_w)
-        )
-        next_row = int(_num_rows(row_grids))
+        # (tile row, tile column, line, place) -> one raster of lines across tiles
+        tiles = numbers.reshape(rows, columns, tile_h, tile_w)
+        raster: NDArray[np.int32] = tiles.transpose(0, 2, 1, 3).reshape(rows * tile_h, columns * tile_w)
         resample: Resample | None = None
         if self.merge == "spatial_maxpool2x2":
             resample = _resample(raster, (raster.shape[0] // 2, raster.shape[1] // 2), "max")
         elif self.merge == "spatial_unpad":
             raster = self._unpad(raster, tiling.canvases[1].padded)
-            if self.max_base_tiles is not None:
-                # LLaVA-NeXT llava_arch.py: shrink only beyond 1.1, truncating both sides.
-                times = math.sqrt(raster.size / (self.max_base_tiles * tile_h * tile_w))
-                if times > 1.1:
-                    shrunk = (int(raster.shape[0] // times), int(raster.shape[1] // times))
-                    resample = _resample(raster, shrunk, "bilinear")
+            resample = self._shrink(raster, tile_h * tile_w)
         if resample is not None:
-            height, width = resample.grid_out
-            raster = np.arange(next_row, next_row + height * width, dtype=np.int32).reshape(height, width)
-        if self.merge == "spatial_unpad":
+            raster = np.arange(num_rows, num_rows + math.prod(resample.grid_out), dtype=np.int32).reshape(
+                resample.grid_out
+            )
+        if self.uses_newline:
             raster = np.concatenate([raster, np.full((raster.shape[0], 1), NEWLINE, np.int32)], axis=1)
         return RowLayout(np.concatenate([base, raster.ravel()]), resample)
 
@@ -181,6 +200,21 @@ class AnyRes(Spec):
             return raster[surplus : grid_h - surplus]
         surplus = (grid_w - truncate(width * (grid_h / height))) // 2
         return raster[:, surplus : grid_w - surplus]
+
+    def _shrink(self, raster: NDArray[np.int32], rows_per_tile: int) -> Resample | None:
+        """How `max_base_tiles` shrinks a raster: only beyond 1.1 times, truncating (LLaVA-NeXT llava_arch.py)."""
+        if self.max_base_tiles is None:
+            return None
+        times = math.sqrt(raster.size / (self.max_base_tiles * rows_per_tile))
+        if times <= 1.1:
+            return None
+        height, width = int(raster.shape[0] // times), int(raster.shape[1] // times)
+        if height < 1 or width < 1:
+            raise PlanError(
+                f"a raster of {raster.shape[1]}x{raster.shape[0]} rows cannot shrink {times:.1f} times to fit "
+                f"{self.max_base_tiles} tiles of {rows_per_tile} rows: nothing is left of its short side"
+            )
+        return _resample(raster, (height, width), "bilinear")
 
 
 def _resample(raster: NDArray[np.int32], grid_out: tuple[int, int], mode: Literal["bilinear", "max"]) -> Resample:

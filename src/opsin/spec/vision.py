@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from opsin.spec.base import Spec
 
@@ -13,23 +13,24 @@ Activation = Literal["quick_gelu", "gelu"]
 class VisionConfig(Spec):
     """A ViT. Defaults are CLIP's habits: learned positions, a class token, a LayerNorm before the blocks."""
 
-    image_size: int
+    image_size: PositiveInt
     """Side in pixels of the square tile that the learned positions cover."""
-    patch_size: int
-    dim: int
-    num_layers: int
-    num_heads: int
-    mlp_dim: int
+    patch_size: PositiveInt
+    dim: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    mlp_dim: PositiveInt
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
     out_layers: tuple[int, ...] = (-2,)
     """Hidden states that come out, concatenated on the channel. 0 is after the first norm, i the output of block i,
     negative counts from the end: -2 is the output of the last block but one (LLaVA's choice)."""
     class_token: Literal["drop", "keep"] = "drop"
-    """Whether the class token leaves the tower with the patches (`cls_patch`, HF `full`) or not (`patch`, `default`)."""
+    """Whether the class token leaves with the patches (`cls_patch`, HF `full`) or not (`patch`, HF `default`)."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     """Pixel mean per channel, of pixels in 0..1 (OpenAI CLIP preprocessor_config.json)."""
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.26862954, 0.26130258, 0.27577711)
+    """Its standard deviation per channel."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -63,7 +64,7 @@ class VisionConfig(Spec):
 
     @property
     def num_used_layers(self) -> int:
-        """Blocks that are run. Later ones are loaded and saved, so that a checkpoint stays whole, but never computed."""
+        """Blocks that are run. Later ones are loaded and saved, so that checkpoints stay whole, but not computed."""
         return max(self.out_indices)
 
     def num_tokens(self, grid: tuple[int, int, int]) -> int:

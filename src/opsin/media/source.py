@@ -1,0 +1,177 @@
+"""The bytes of a picture and their format, under limits: what stands before any decoder.
+
+    path, bytes, data: URI --read--> bytes --sniff--> JPEG, PNG, WebP, GIF, BMP or TIFF
+
+The first bytes decide the format, never a file's name or a declared type.
+"""
+
+import base64
+import binascii
+import re
+import stat
+from pathlib import Path
+
+from PIL import Image
+
+from opsin.errors import MediaError
+from opsin.spec.base import Spec
+from opsin.spec.plan import Size
+
+ImageSource = str | Path | bytes | Image.Image
+"""A path, a `data:` URI, the bytes of a file, or a PIL image."""
+
+READABLE = "JPEG, PNG, WebP, GIF, BMP and TIFF"
+
+
+class Limits(Spec):
+    """What a picture may ask of the machine. Each limit is checked before the memory it guards is allocated."""
+
+    max_bytes: int = 64 * 2**20
+    """Size of the file."""
+    max_pixels: int = 32_000_000
+    """Width times height."""
+    max_side: int = 16_384
+    """Longer side in pixels."""
+    max_ratio: float = 200
+    """Longer side by shorter side."""
+    max_derived_pixels: int = 64_000_000
+    """Largest picture that preparing it makes, in pixels: a thin strip grows when its short side is enlarged."""
+
+
+DEFAULT_LIMITS = Limits()
+
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"RIFF.{4}WEBP", "WebP"),
+    (rb"GIF8[79]a", "GIF"),
+    (rb"BM", "BMP"),
+    (rb"II[*+]\x00|MM\x00[*+]", "TIFF"),
+)
+
+_FOREIGN: tuple[tuple[bytes, str], ...] = (
+    (rb".{4}ftypavi[fs]", "an AVIF picture"),
+    (rb".{4}ftyp(hei[cx]|hevc|mif1|msf1)", "a HEIC picture"),
+    (rb".{4}ftyp", "a video"),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (rb"\x00\x00\x01\x00", "an icon"),
+    (rb"%PDF", "a PDF document"),
+    (rb"\s*<(!doctype html|html)", "a web page: perhaps the answer of a server that had no picture"),
+    (rb"\s*<(\?xml|svg)", "an SVG or XML document"),
+    (rb"version https://git-lfs", "a Git LFS pointer (run `git lfs pull`)"),
+    (rb"[\t\r\n\x20-\x7e]+\Z", "text"),
+)
+"""What people give by mistake, told by name rather than as unknown bytes."""
+
+
+def read(source: str | Path | bytes, limits: Limits, name: str) -> tuple[bytes, str]:
+    """The bytes of a picture and what messages call it: `name`, its path, or both. Raises MediaError."""
+    if isinstance(source, bytes):
+        data, name = source, name or "picture"
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        name = name or "data: URI"
+        data = _decode_data_uri(source, limits, name)
+    else:
+        path = shorten(str(source))
+        name = f"{name} ({path})" if name else path
+        data = _read_file(source, limits, name)
+    if len(data) > limits.max_bytes:
+        raise _too_many_bytes(len(data), limits, name)
+    if not data:
+        raise MediaError(f"{name}: is empty (0 bytes). Copy or download it again.")
+    return data, name
+
+
+def sniff(data: bytes, name: str) -> str:
+    """The format, from the first bytes. Raises MediaError for what is not read, naming what it seems to be."""
+    head = data[:256]
+    for pattern, format_name in _MAGIC:
+        if re.match(pattern, head, re.DOTALL):
+            return format_name
+    for pattern, kind in _FOREIGN:
+        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+            raise MediaError(f"{name}: is not a picture that opsin reads, but {kind}. opsin reads {READABLE}.")
+    raise MediaError(
+        f"{name}: is not a picture in a known format; its {len(data)} bytes begin with {data[:8].hex(' ')}. "
+        f"opsin reads {READABLE}."
+    )
+
+
+def check_size(size: Size, limits: Limits, name: str) -> None:
+    """Raise MediaError for a picture that is too large, too long or too elongated."""
+    (width, height), long, short = size, max(size), min(size)
+    if short < 1:
+        raise MediaError(f"{name}: {width}x{height} px has no pixels.")
+    if long > limits.max_side:
+        raise MediaError(
+            f"{name}: {width}x{height} px is too large: one side is longer than {limits.max_side} px (max_side). "
+            "Shrink it or cut it into pieces."
+        )
+    if long > limits.max_ratio * short:
+        raise MediaError(
+            f"{name}: {width}x{height} px is too elongated: one side is {long / short:.0f} times the other, at most "
+            f"{limits.max_ratio:g} times is read (max_ratio). Cut it into pieces."
+        )
+    if width * height > limits.max_pixels:
+        raise MediaError(
+            f"{name}: {width}x{height} px is too large: {megapixels(width * height)}, at most "
+            f"{megapixels(limits.max_pixels)} are read (max_pixels). Shrink it."
+        )
+
+
+def megapixels(count: int) -> str:
+    """A number of pixels in words."""
+    return f"{count / 1e6:.1f} million pixels"
+
+
+def shorten(text: str, length: int = 200) -> str:
+    """Text that fits a message: its beginning and its end."""
+    return text if len(text) <= length else f"{text[: length - 20]}...{text[-17:]}"
+
+
+def _read_file(path: str | Path, limits: Limits, name: str) -> bytes:
+    if isinstance(path, str) and (address := re.match(r"([a-z][a-z0-9+.-]*)://", path, re.IGNORECASE)):
+        raise MediaError(
+            f"{name}: is an address ({address[0]}), and opsin opens local files only. Download the picture and give "
+            "its path, its bytes, or a data: URI."
+        )
+    try:
+        status = Path(path).stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise MediaError(f"{name}: is a folder, not a picture. Give the path of one file.")
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaError(f"{name}: is not a regular file but a device or pipe. Give the path of a picture file.")
+        if status.st_size > limits.max_bytes:
+            raise _too_many_bytes(status.st_size, limits, name)
+        with open(path, "rb") as file:
+            return file.read(limits.max_bytes + 1)  # the file may grow while it is read
+    except MediaError:
+        raise
+    except FileNotFoundError:
+        raise MediaError(f"{name}: there is no such file. Check the path and the folder that it starts from.") from None
+    except PermissionError:
+        raise MediaError(f"{name}: may not be read (permission denied). Check the rights of the file.") from None
+    except (OSError, ValueError):  # too long a name, a NUL in it, a loop of links, a file used as a folder
+        raise MediaError(f"{name}: is not a path that can be opened. Give a path, bytes, or a data: URI.") from None
+
+
+def _decode_data_uri(uri: str, limits: Limits, name: str) -> bytes:
+    header, comma, body = uri.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise MediaError(f"{name}: is not of the form data:image/png;base64,... (begins {shorten(header, 60)!r}).")
+    if len(body) * 3 // 4 > limits.max_bytes + 2:
+        raise _too_many_bytes(len(body) * 3 // 4, limits, name)
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise MediaError(
+            f"{name}: its {len(body)} characters are not valid base64 (letters, digits, + and /, padded with = to a "
+            "multiple of 4, without line breaks)."
+        ) from None
+
+
+def _too_many_bytes(count: int, limits: Limits, name: str) -> MediaError:
+    return MediaError(
+        f"{name}: {count / 2**20:.1f} MiB is too large, at most {limits.max_bytes / 2**20:.1f} MiB are read "
+        "(max_bytes). Shrink it, or save it as JPEG."
+    )

@@ -1,0 +1,40 @@
+"""Options and fixtures that every folder of tests may use."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# Asserts of helper modules are to show their values like those of tests; this must stand before they are imported.
+pytest.register_assert_rewrite("parity")
+
+from parity.case import SHARED  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("opsin")
+    group.addoption(
+        "--goldens",
+        action="append",
+        metavar="DIR",
+        help="folder searched for case.json files, may be repeated (default: tests/goldens and ../shared/goldens)",
+    )
+    group.addoption(
+        "--tokenizers",
+        metavar="DIR",
+        help="folder with published tokenizers, one folder each (default: ../shared/tokenizers)",
+    )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """One thread, so that sums are taken in the same order everywhere. Runs without torch must stay without it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the repository that holds goldens, tokenizers and data; skips where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there: this test needs the shared data beside the repository")
+    return SHARED
