@@ -1,0 +1,82 @@
+"""Floor 1: one file per family, data that a person reads. Imports `spec` alone, and no torch.
+
+FAMILIES is the whole list; a new family is a new file and one more name in it.
+"""
+
+from opsin.errors import ConfigError, unknown
+from opsin.families._chats import CHATS
+from opsin.families._family import Family, HubConfig, Preset
+from opsin.families.llava import LLAVA
+from opsin.families.llava15 import LLAVA15
+from opsin.families.llava_next import LLAVA_NEXT
+from opsin.spec.chat import ChatFormat
+from opsin.spec.model import VLMConfig
+
+FAMILIES: tuple[Family, ...] = (LLAVA, LLAVA15, LLAVA_NEXT)
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "HubConfig",
+    "Preset",
+    "all_presets",
+    "chat",
+    "family",
+    "family_for_hub",
+    "family_of",
+    "preset",
+    "preset_of_hub",
+]
+
+
+def all_presets() -> tuple[Preset, ...]:
+    """Every published size of every family."""
+    return tuple(preset for each in FAMILIES for preset in each.presets)
+
+
+def preset(id: str) -> Preset:
+    """The preset of that id, tiny ones included. Raises UnknownNameError with the nearest ids."""
+    known = {preset.id: preset for preset in (*all_presets(), *(each.tiny for each in FAMILIES))}
+    if id not in known:
+        raise unknown("model", id, known)
+    return known[id]
+
+
+def preset_of_hub(repository: str) -> Preset | None:
+    """The preset that a published repository holds, or None."""
+    return next((preset for preset in all_presets() if repository in preset.hub), None)
+
+
+def family(name: str) -> Family:
+    """The family of that name. Raises UnknownNameError with the nearest names."""
+    known = {each.name: each for each in FAMILIES}
+    if name not in known:
+        raise unknown("family", name, known)
+    return known[name]
+
+
+def family_of(config: VLMConfig) -> Family:
+    """The family whose parts a config is made of: that of its preset, else the first that accepts it."""
+    for each in FAMILIES:
+        if any(config == preset.config for preset in (*each.presets, each.tiny)):
+            return each
+    return next(each for each in FAMILIES if each.accepts(config))
+
+
+def family_for_hub(hub: HubConfig) -> Family:
+    """The family that a published config.json describes. Raises ConfigError where none does."""
+    for each in FAMILIES:
+        if each.matches(hub):
+            return each
+    titles = ", ".join(each.title for each in FAMILIES)
+    raise ConfigError(
+        f"config.json describes a model of type {hub.get('model_type')!r} (architectures "
+        f"{hub.get('architectures')!r}), which no family here reads. Known families: {titles}"
+    )
+
+
+def chat(name: str) -> ChatFormat:
+    """The chat format of that name. Raises UnknownNameError with the nearest names."""
+    if name not in CHATS:
+        raise unknown("chat format", name, CHATS)
+    return CHATS[name]

@@ -24,44 +24,55 @@ class Spec(BaseModel):
             raise ConfigError(f"{where}: {describe(error, cls)}") from None
 
     def replace(self, **changes: Any) -> Self:
-        """A checked copy with some fields changed."""
-        unknown_fields = [name for name in changes if name not in type(self).model_fields]
-        if unknown_fields:
-            hint = nearest(unknown_fields[0], type(self).model_fields)
-            raise ConfigError(f"{type(self).__name__} has no field {unknown_fields[0]!r}{hint}")
-        return type(self).model_validate({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+        """A checked copy with some fields changed. Raises ConfigError like `parse`."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).parse({**fields, **changes}, where=f"{type(self).__name__}.replace")
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """One line per problem: dotted path, what is wrong, and the nearest known key for a misspelt one."""
     lines = []
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = _fields_at(model, item["loc"][:-1])
-            lines.append(f"unknown key {path!r}{nearest(str(item['loc'][-1]), known)}")
-        elif item["type"] == "union_tag_not_found":
-            lines.append(f"{path}: says no 'kind'")
+        unknown_key = item["type"] == "extra_forbidden"
+        path, models = _walk(model, item["loc"][:-1] if unknown_key else item["loc"])
+        if unknown_key:
+            name = str(item["loc"][-1])
+            known = [field for each in models for field in each.model_fields]
+            lines.append(f"unknown key {'.'.join([*path, name])!r}{nearest(name, known)}")
         else:
-            given = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-            lines.append(f"{path or 'value'}: {item['msg'].removeprefix('Value error, ')}{given}")
+            given = "" if item["type"] == "missing" else f" (got {_shortened(item['input'])})"
+            lines.append(f"{'.'.join(path) or 'value'}: {item['msg'].removeprefix('Value error, ')}{given}")
     return "; ".join(lines)
 
 
-def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Field names of the models that `path` leads to. Parts of a path that name no field (a place in a list, the kind
-    of a union) lead nowhere else."""
+def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys on the way to `location`, and the models that may stand there.
+
+    Pydantic puts the tag of a union between two keys; a reader of YAML does not know it, so it is left out.
+    """
+    path: list[str] = []
     models = [model]
-    for part in path:
-        steps = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        models = [found for step in steps for found in _models_in(step)] if steps else models
-        chosen = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
-        models = chosen or models
-    return [name for m in models for name in m.model_fields]
+    for part in location:
+        having = [each for each in models if part in each.model_fields]
+        if having:
+            models = [below for each in having for below in _models_in(each.model_fields[str(part)].annotation)]
+        elif not isinstance(part, int) and models:
+            tagged = [
+                each for each in models if "kind" in each.model_fields and each.model_fields["kind"].default == part
+            ]
+            models = tagged or models
+            if tagged:
+                continue
+        path.append(str(part))
+    return path, models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Every model that an annotation such as `tuple[A | B, ...] | None` mentions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for argument in get_args(annotation) for found in _models_in(argument)]
+    return [below for argument in get_args(annotation) for below in _models_in(argument)]
+
+
+def _shortened(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

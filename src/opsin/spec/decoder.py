@@ -2,32 +2,34 @@
 
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from opsin.spec.base import Spec
 
 
 class RopeConfig(Spec):
-    """Rotary positions."""
+    """Rotary positions (arXiv:2104.09864)."""
 
-    theta: float = 10_000.0
+    theta: PositiveFloat = 10_000.0
     """Base of the frequencies."""
 
 
 class DecoderConfig(Spec):
-    """A Llama-shaped decoder: RMSNorm, SwiGLU, no biases."""
+    """A Llama-shaped decoder: RMSNorm, SwiGLU, no biases, head and embedding untied."""
 
-    vocab_size: int
-    dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    mlp_dim: int
-    head_dim: int | None = None
+    vocab_size: PositiveInt
+    """Rows of the embedding and of the head; a tokenizer may use fewer."""
+    dim: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt
+    """Key and value heads; each serves num_heads / num_kv_heads query heads (arXiv:2305.13245)."""
+    mlp_dim: PositiveInt
+    head_dim: PositiveInt | None = None
     """Width of one head; dim / num_heads when not given."""
-    norm_eps: float = 1e-5
+    norm_eps: PositiveFloat = 1e-5
     rope: RopeConfig = RopeConfig()
-    max_positions: int = 4096
+    max_positions: PositiveInt = 4096
     """Longest sequence the model was trained for; longer prompts are refused."""
 
     @model_validator(mode="after")
@@ -36,6 +38,8 @@ class DecoderConfig(Spec):
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim is None and self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}; give head_dim")
+        if self.head_width % 2:
+            raise ValueError(f"heads are {self.head_width} wide; rotary positions turn pairs, so it must be even")
         return self
 
     @property

@@ -1,7 +1,7 @@
 """Weight rules: how the tensors of a published checkpoint map onto ours, as invertible descriptions.
 
-`{}` in a pattern stands for one dotted component (a layer number). A rule list read forwards loads a checkpoint, read
-backwards it writes one; `weights` does both.
+`{}` in a pattern stands for one layer number. A rule list read forwards loads a checkpoint, read backwards it writes
+one; `weights` does both.
 """
 
 from typing import Annotated, Literal, Self
@@ -16,12 +16,13 @@ class Rename(Spec):
 
     kind: Literal["rename"] = "rename"
     source: str
+    """Name in the checkpoint."""
     target: str
+    """Name in the model."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.source.count("{}") != self.target.count("{}"):
-            raise ValueError(f"{self.source!r} and {self.target!r} have different numbers of {{}}")
+        _check_numbers(self.source, self.target)
         return self
 
 
@@ -32,9 +33,14 @@ class Reshape(Spec):
     source: str
     target: str
     source_shape: tuple[int, ...]
-    """Shape in the checkpoint; -1 once where it follows from the rest."""
+    """Shape in the checkpoint."""
     target_shape: tuple[int, ...]
-    """Shape in the model; -1 likewise."""
+    """Shape in the model."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_numbers(self.source, self.target)
+        return self
 
 
 class Drop(Spec):
@@ -56,3 +62,18 @@ class Layout(Spec):
     rules: tuple[Rule, ...]
     optional: tuple[str, ...] = ()
     """Prefixes of our names that a checkpoint may leave out as a whole, because another repository holds them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        sources = [rule.source for rule in self.rules]
+        targets = [rule.target for rule in self.rules if not isinstance(rule, Drop)]
+        for kind, names in (("source", sources), ("target", targets)):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ValueError(f"layout {self.name!r} has two rules for {kind} {sorted(twice)[0]!r}")
+        return self
+
+
+def _check_numbers(source: str, target: str) -> None:
+    if source.count("{}") != target.count("{}"):
+        raise ValueError(f"{source!r} and {target!r} have different numbers of {{}}")

@@ -1,0 +1,37 @@
+"""Floor 2: rules meet tensors. Find, account for every key, load, save, export.
+
+Names are looked up on first use, so that importing this package does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opsin.weights.exporter import ExportReport as ExportReport
+    from opsin.weights.exporter import export as export
+    from opsin.weights.exporter import save_native as save_native
+    from opsin.weights.hub import resolve as resolve
+    from opsin.weights.init import build as build
+    from opsin.weights.init import initialise as initialise
+    from opsin.weights.loader import Model as Model
+    from opsin.weights.loader import load as load
+    from opsin.weights.loader import load_part as load_part
+
+# Modules are named otherwise than the functions in them: importing `opsin.weights.load` would hide `weights.load`.
+_HOMES = {
+    "resolve": "hub",
+    "build": "init",
+    "initialise": "init",
+    "load": "loader",
+    "load_part": "loader",
+    "Model": "loader",
+    "export": "exporter",
+    "save_native": "exporter",
+    "ExportReport": "exporter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'opsin.weights' has no attribute {name!r}")
+    return getattr(import_module(f"opsin.weights.{_HOMES[name]}"), name)

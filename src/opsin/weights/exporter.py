@@ -1,0 +1,238 @@
+"""Saving: in our own format, or back in a published layout.
+
+Files are written to a new folder beside the target, made durable, and moved into place in one step, so that a crash or
+a full disk leaves what was there before. An export is read back and compared, tensor by tensor, before it is moved.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from opsin.errors import WeightError, unknown
+from opsin.nn.vlm import VLM
+from opsin.spec.model import VLMConfig
+from opsin.spec.rules import Layout, Reshape
+from opsin.text.tokenizer import Tokenizer
+from opsin.weights.account import account, choose_layout, raise_problems
+from opsin.weights.files import INDEX, SINGLE, read_headers
+from opsin.weights.hub import Located
+from opsin.weights.loader import FORMAT, NATIVE, Model, read_published, read_tensors
+from opsin.weights.rules import Renamer
+
+SHARD_BYTES = 5_000_000_000
+"""Largest weight file of an export, the custom of the hub."""
+
+WRITTEN = ("original", "hf")
+"""Layouts that are written; every other one is only read."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote. That it exists means that every tensor was read back equal."""
+
+    folder: Path
+    layout: str
+    num_tensors: int
+    num_bytes: int
+    changed: tuple[str, ...]
+    """Settings that the layout cannot express, as `field: before -> after`; who loads the export gets the latter."""
+
+
+def save_native(
+    folder: str | Path,
+    vlm: VLM,
+    config: VLMConfig,
+    tokenizer: Tokenizer | None = None,
+    *,
+    generation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a folder that `load` reads: `opsin.json`, `model.safetensors` under our names, the tokenizer's files.
+
+    A model that is already there is replaced; other files of the folder stay.
+    """
+    folder = Path(folder)
+    if (folder / "config.json").exists():
+        raise WeightError(f"{folder} holds a model in a published layout; save into another folder")
+    state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
+    with _staged(folder) as staging:
+        _write_tensors(staging / SINGLE, state)
+        if tokenizer is not None:
+            tokenizer.save(staging)
+        if generation:
+            _write_json(staging / "generation_config.json", generation)
+        described = {
+            "format": FORMAT,
+            "written_by": f"opsin {version('opsin')}",
+            "config": config.model_dump(mode="json"),
+        }
+        _write_json(staging / NATIVE, described)
+        if folder.is_dir() and any(folder.iterdir()):
+            _move_into(staging, folder)
+        else:
+            _move_whole(staging, folder)
+
+
+def export(folder: str | Path, model: Model, *, layout: str = "hf", shard_bytes: int = SHARD_BYTES) -> ExportReport:
+    """Write a model under published names, with the config files that belong to them, and check it.
+
+    layout: `original` for the authors' code, `hf` for transformers. Raises ConfigError when the layout cannot hold the
+    model, and WeightError when the folder is not empty or what was written does not read back equal.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightError(f"{folder} exists and is not empty; name a new folder")
+    if layout not in WRITTEN:
+        raise unknown("layout", layout, WRITTEN)
+    files = model.family.write(model.config, layout)  # refuses models that the layout has no words for
+    rules = next(each for each in model.family.layouts(model.config) if each.name == layout)
+    state = to_layout(model.vlm.state_dict(), rules)
+    with _staged(folder) as staging:
+        _write_shards(staging, state, shard_bytes)
+        if model.has_tokenizer:
+            model.tokenizer.save(staging)
+        if model.generation:
+            _write_json(staging / "generation_config.json", model.generation)
+        for name, content in files.items():
+            _write_json(staging / name, content)
+        changed = _verify(staging, model)
+        _move_whole(staging, folder)
+    return ExportReport(
+        folder=folder,
+        layout=layout,
+        num_tensors=len(state),
+        num_bytes=sum(tensor.nbytes for tensor in state.values()),
+        changed=changed,
+    )
+
+
+def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a model under the names and in the shapes of a published layout."""
+    renamer, renamed = Renamer(layout), {}
+    for name, tensor in state.items():
+        match = renamer.from_target(name)
+        assert match is not None, f"layout {layout.name!r} has no name for {name!r}"
+        shape = match.rule.source_shape if isinstance(match.rule, Reshape) else tuple(tensor.shape)
+        renamed[match.source] = tensor.detach().reshape(shape)
+    return renamed
+
+
+def _verify(folder: Path, model: Model) -> tuple[str, ...]:
+    """Read an export back, compare every tensor bit by bit, and list the settings that came back otherwise."""
+    located = Located(folder, str(folder))
+    config, _ = read_published(located)
+    state = model.vlm.state_dict()
+    checkpoint = read_headers(folder, str(folder))
+    layout = choose_layout(model.family.layouts(config), checkpoint)
+    found = account(checkpoint, layout, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    raise_problems({str(folder): found})
+    for name, tensor in read_tensors(found, dtype=None, device="cpu").items():
+        ours = state[name].cpu()
+        if tensor.dtype != ours.dtype or not torch.equal(_bits(tensor), _bits(ours)):
+            raise WeightError(f"{name!r} does not read back as it was written; the disk or memory is faulty")
+    before, after = _flat(model.config.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    return tuple(
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before | after)
+        if before.get(key) != after.get(key)
+    )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor: NaN equals NaN, and 0 is not -0."""
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def _flat(data: Any, path: str = "") -> dict[str, Any]:
+    """Nested tables as one, by dotted path."""
+    if not isinstance(data, dict):
+        return {path: data}
+    return {key: value for name in data for key, value in _flat(data[name], f"{path}.{name}".lstrip(".")).items()}
+
+
+def _write_shards(folder: Path, state: dict[str, Tensor], limit: int) -> None:
+    """One file, or several of at most `limit` bytes (or one tensor) with an index, as the hub expects."""
+    shards: list[dict[str, Tensor]] = [{}]
+    used = 0
+    for name, tensor in state.items():
+        if shards[-1] and used + tensor.nbytes > limit:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += tensor.nbytes
+    if len(shards) == 1:
+        _write_tensors(folder / SINGLE, state)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_tensors(folder / file, shard)
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in state.values())
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_tensors(file: Path, state: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, file, metadata={"format": "pt"})
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to write into. Whatever is left of it afterwards is removed."""
+    staging = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+    except (OSError, SafetensorError) as error:
+        raise WeightError(f"{folder} cannot be written: {error}. What was there before is unchanged") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_whole(staging: Path, folder: Path) -> None:
+    """Make the new folder the target, which is absent or empty."""
+    for file in staging.iterdir():
+        _flush(file)
+    _flush(staging)
+    if folder.is_dir():
+        folder.rmdir()
+    staging.rename(folder)
+    _flush(folder.parent)
+
+
+def _move_into(staging: Path, folder: Path) -> None:
+    """Replace the model of a folder that holds other files too, `opsin.json` last: without it there is no model."""
+    old, new = folder / NATIVE, staging / NATIVE
+    for file in staging.iterdir():
+        _flush(file)
+    if old.is_file() and old.read_bytes() != new.read_bytes():
+        old.unlink()  # so that a crash on the way cannot leave new weights under an old config
+    for file in sorted(staging.iterdir(), key=lambda each: each.name == NATIVE):
+        file.replace(folder / file.name)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    """Ask the system to put a file or folder on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # folders cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

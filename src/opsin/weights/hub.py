@@ -1,0 +1,94 @@
+"""Names of models to folders: a local folder, a preset's id, or a repository of the Hugging Face hub."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from opsin.errors import UnknownNameError, WeightError, nearest
+from opsin.families import Preset, all_presets, preset, preset_of_hub
+
+PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "merges.txt")
+"""What is downloaded. No pickles, no Python: nothing in a repository is ever run."""
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)
+"""`organisation/name`, optionally `@revision`."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a name led."""
+
+    folder: Path
+    label: str
+    """What to call it in messages: the path, or repository@commit."""
+    preset: Preset | None = None
+    """The preset whose weights these are, where that is known."""
+
+
+def resolve(name: str, *, revision: str | None = None) -> Path:
+    """The folder that holds a model's files, downloaded if need be."""
+    return locate(name, revision=revision).folder
+
+
+def locate(name: str, *, revision: str | None = None) -> Located:
+    """Find a model: a folder of that path first, then a preset, then a repository.
+
+    Raises UnknownNameError with the nearest presets, or WeightError when the repository cannot be had.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return Located(path, str(path))
+    if name.startswith((".", "~", os.sep)) or (name.count("/") > 1 and "@" not in name):
+        raise WeightError(f"there is no folder {name!r} (working directory: {Path.cwd()})")
+    if REPOSITORY.fullmatch(name):
+        repository, _, named_revision = name.partition("@")
+        return _download(repository, revision or named_revision or None, preset_of_hub(repository))
+    try:
+        found = preset(name)
+    except UnknownNameError:
+        ids = [each.id for each in all_presets()]
+        raise UnknownNameError(
+            f"no model {name!r}{nearest(name, ids)}. Give a folder, a repository such as llava-hf/llava-1.5-7b-hf, or "
+            f"one of the presets: {', '.join(ids)}"
+        ) from None
+    if not found.hub:
+        raise WeightError(f"preset {name!r} cannot be downloaded. {found.access}")
+    return _download(found.hub[0], revision, found)
+
+
+def _download(repository: str, revision: str | None, known: Preset | None) -> Located:
+    from huggingface_hub import errors as hub_errors
+    from huggingface_hub import snapshot_download
+
+    label = f"{repository}@{revision}" if revision else repository
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(PATTERNS)))
+    except hub_errors.GatedRepoError:
+        raise WeightError(
+            f"{label} is gated: accept its terms at https://huggingface.co/{repository} and log in with `hf auth login`"
+        ) from None
+    except hub_errors.RevisionNotFoundError:
+        raise WeightError(f"{repository} has no revision {revision!r}") from None
+    except hub_errors.RepositoryNotFoundError:
+        raise WeightError(
+            f"the hub has no repository {repository!r}, or it is private (log in with `hf auth login`)"
+            f"{nearest(repository, [name for each in all_presets() for name in each.hub])}"
+        ) from None
+    except hub_errors.HFValidationError as error:
+        raise WeightError(f"{label!r} is not a name that the hub accepts: {error}") from None
+    except Exception as error:  # the client raises types of its HTTP library as well
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        reason = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({type(error).__name__})"
+        raise WeightError(
+            f"{label} is not, or not wholly, in the local cache ({_cache()}), and {reason}. Connect once and load it "
+            "again, set HF_HOME to the cache that has it, or give the path of a folder with its files"
+        ) from None
+    # A snapshot's folder is named after its commit.
+    return Located(folder, f"{repository}@{folder.name[:7]}", known)
+
+
+def _cache() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)

@@ -1,0 +1,68 @@
+"""Random weights, all in one place. Bits follow from the config and the seed alone.
+
+part                         distribution                      source
+matrices of tower, decoder   normal, std 0.02                  transformers' initializer_range (CLIP, Llama)
+embedding, head, positions   normal, std 0.02                  likewise
+class token, newline         normal, std 1 / sqrt(dim)         CLIP's class_embedding; llava_arch.py image_newline
+connector, weight and bias   uniform, +- 1 / sqrt(inputs)      nn.Linear's own, which the authors train from
+other biases                 0
+norms                        weight 1, bias 0
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from opsin.nn.vlm import VLM
+from opsin.spec.model import VLMConfig
+
+STD = 0.02
+
+
+def build(
+    config: VLMConfig,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> VLM:
+    """A model with random weights. Numbers are drawn in float32 on the CPU, so that every device gets the same."""
+    vlm = on_meta(config).to(dtype).to_empty(device=device)
+    initialise(vlm, seed=seed)
+    return vlm
+
+
+def on_meta(config: VLMConfig) -> VLM:
+    """The model without storage: names and shapes only, at any size in a moment."""
+    with torch.device("meta"):
+        return VLM(config)
+
+
+@torch.no_grad()
+def initialise(vlm: VLM, *, seed: int, part: str = "") -> None:
+    """Draw the parameters whose names begin with `part` anew.
+
+    Each tensor has its own stream, made of the seed and its name: its bits do not depend on which others are drawn.
+    """
+    for place, module in vlm.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            name = f"{place}.{own}" if place else own
+            if name.startswith(part):
+                digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+                parameter.copy_(_draw(name, module, parameter.shape, generator))
+
+
+def _draw(name: str, module: nn.Module, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
+    if isinstance(module, nn.Linear) and name.startswith("connector."):
+        bound = 1 / math.sqrt(module.in_features)
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    # A row of its own, as wide as the model: the class token, the newline.
+    std = 1 / math.sqrt(shape[0]) if len(shape) == 1 else STD
+    return torch.empty(shape).normal_(std=std, generator=generator)

@@ -1,0 +1,268 @@
+"""Loading: a name in, a model out.
+
+    name -> folder -> config.json to VLMConfig -> model on the meta device -> headers -> accounting -> tensors
+
+Nothing is allocated before every key is accounted for. Tensors are then views of the memory-mapped files: pages are
+read when they are first used, and written pages are private, so training on a loaded model leaves its files alone.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from opsin.errors import ConfigError, OpsinError, TokenizerError, WeightError
+from opsin.families import Family, HubConfig, chat, family_for_hub, family_of
+from opsin.nn.vlm import VLM
+from opsin.spec.model import VLMConfig
+from opsin.spec.rules import Reshape
+from opsin.text.tokenizer import Tokenizer, load_tokenizer
+from opsin.weights.account import Account, account, choose_layout, raise_problems
+from opsin.weights.files import read_headers
+from opsin.weights.hub import Located, locate
+from opsin.weights.init import on_meta
+from opsin.weights.rules import identity
+
+NATIVE = "opsin.json"
+"""Marks a folder whose weights carry our names, and holds the config."""
+FORMAT = 1
+"""Version of `opsin.json`."""
+
+Part = Literal["vision", "connector", "newline", "decoder"]
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
+
+
+@dataclass
+class Model:
+    """A loaded model and what belongs to it."""
+
+    vlm: VLM
+    config: VLMConfig
+    name: str
+    """What it was loaded as: a path, or repository@commit."""
+    layout: str = "opsin"
+    """How its tensors are named where it came from."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """Contents of generation_config.json; empty where there is none."""
+    tokenizer_folder: Path | None = None
+    """Where the tokenizer's files are."""
+
+    @property
+    def family(self) -> Family:
+        """The family whose parts it is made of."""
+        return family_of(self.config)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether `tokenizer` would find one."""
+        folder = self.tokenizer_folder
+        return "tokenizer" in self.__dict__ or (
+            folder is not None and any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+        )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read on first use. Raises TokenizerError where there is none or it does not fit."""
+        if self.tokenizer_folder is None:
+            raise TokenizerError(f"{self.name} was made without a tokenizer; name a folder that has one")
+        tokenizer = load_tokenizer(self.tokenizer_folder)
+        if tokenizer.vocab_size > self.config.decoder.vocab_size:
+            raise TokenizerError(
+                f"the tokenizer in {self.tokenizer_folder} has {tokenizer.vocab_size} ids, the embedding of "
+                f"{self.name} only {self.config.decoder.vocab_size} rows: they belong to different models"
+            )
+        return tokenizer
+
+
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device = "cpu",
+    tower: str | Path | None = None,
+    tokenizer: Path | None = None,
+    chat_format: str | None = None,
+) -> Model:
+    """Load a model in eval mode.
+
+    name: a folder, a preset's id or a hub repository. dtype: what to convert to; None or "auto" keeps the checkpoint's.
+    tower: folder or repository of the vision tower, for checkpoints without one; by default the one their config names.
+    tokenizer: folder of the tokenizer, where it is not beside the weights. chat_format: name of the format, where the
+    files do not tell (Llama-2 previews of LLaVA in a local folder).
+    """
+    located = locate(str(name), revision=revision)
+    if not located.folder.is_dir():
+        raise WeightError(f"{located.label} is a file; give the folder that holds config.json and the weights")
+    native = (located.folder / NATIVE).is_file()
+    config, hub = (read_native(located), {}) if native else read_published(located)
+    if chat_format is not None:
+        config = config.replace(chat=chat(chat_format))
+    vlm = on_meta(config)
+    family = family_of(config)
+    shapes = {key: tuple(value.shape) for key, value in vlm.state_dict().items()}
+    checkpoint = read_headers(located.folder, located.label)
+    layouts = (identity(shapes),) if native else family.layouts(config)
+    main = account(checkpoint, choose_layout(layouts, checkpoint), shapes)
+    accounts = {located.label: main}
+    if tower is not None and not main.absent:
+        raise WeightError(f"{located.label} holds its own vision tower; tower= is for checkpoints without one")
+    if main.absent:
+        if main.problems:
+            raise_problems(accounts)  # before anything is downloaded
+        source = tower or (located.preset and located.preset.tower_hub) or family.tower(hub)
+        for prefix in main.absent:
+            label, found = _account_part(source, prefix, config, shapes, located.label)
+            accounts[label] = found
+    raise_problems(accounts)
+    kept = main_dtype(main) if dtype in (None, "auto") else _dtype(dtype)
+    state: dict[str, Tensor] = {}
+    for each in accounts.values():
+        state |= read_tensors(each, dtype=kept, device=device)
+    _assign(vlm, state)
+    return Model(
+        vlm=vlm.eval(),
+        config=config,
+        name=located.label,
+        layout=main.layout.name,
+        generation=_read_json(located.folder / "generation_config.json") or {},
+        tokenizer_folder=tokenizer or located.folder,
+    )
+
+
+def load_part(vlm: VLM, part: Part, source: str | Path) -> None:
+    """Replace one part's weights by those of a file, folder, preset or repository; the rest stays as it is.
+
+    Reads any model that this model's family reads, our own format, and files of the part alone: a CLIP, a language
+    model, a projector as stage 1 writes it. The dtype and device of the part stay.
+    """
+    shapes = {key: tuple(value.shape) for key, value in vlm.state_dict().items()}
+    prefix = part if part == "newline" else f"{part}."
+    if not any(name.startswith(prefix) for name in shapes):
+        raise WeightError(f"this model has no part {part!r}")
+    label, found = _account_part(source, prefix, vlm.config, shapes, str(source))
+    raise_problems({label: found})
+    own = vlm.state_dict()
+    with torch.no_grad():
+        for name, tensor in read_tensors(found, dtype=None, device="cpu").items():
+            own[name].copy_(tensor)
+
+
+def read_native(located: Located) -> VLMConfig:
+    """The config of a folder in our own format. Raises WeightError or ConfigError."""
+    data = _read_json(located.folder / NATIVE) or {}
+    version = data.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise WeightError(
+            f"{located.folder / NATIVE} has format {version!r}; this version of opsin reads formats up to {FORMAT}. "
+            "Update opsin"
+        )
+    return VLMConfig.parse(data.get("config"), where=str(located.folder / NATIVE))
+
+
+def main_dtype(found: Account) -> torch.dtype:
+    """The dtype that most of a checkpoint's numbers have."""
+    counts: dict[str, int] = {}
+    for _, entry in found.placed.values():
+        counts[entry.dtype] = counts.get(entry.dtype, 0) + torch.Size(entry.shape).numel()
+    return DTYPES[max(counts, key=lambda each: counts[each])]
+
+
+def read_tensors(found: Account, *, dtype: torch.dtype | None, device: str | torch.device) -> dict[str, Tensor]:
+    """The placed tensors, by our names and in our shapes. On the CPU, unconverted, they are views of the file."""
+    by_file: dict[Path, list[str]] = {}
+    for name, (_, entry) in found.placed.items():
+        by_file.setdefault(entry.file, []).append(name)
+    state: dict[str, Tensor] = {}
+    for file, names in by_file.items():
+        try:
+            with safe_open(file, framework="pt") as stream:
+                for name in names:
+                    match, _ = found.placed[name]
+                    tensor = stream.get_tensor(match.source)
+                    if isinstance(match.rule, Reshape):
+                        tensor = tensor.reshape(match.rule.target_shape)
+                    state[name] = tensor.to(device=device, dtype=dtype or tensor.dtype)
+        except (SafetensorError, OSError) as error:
+            raise WeightError(f"{file}: cannot be read ({error})") from None
+    return state
+
+
+def read_published(located: Located) -> tuple[VLMConfig, HubConfig]:
+    """The config of a folder in a published layout, and its config.json. Raises WeightError or ConfigError."""
+    folder = located.folder
+    hub = _read_json(folder / "config.json")
+    if hub is None:
+        raise WeightError(f"{located.label} has neither config.json nor {NATIVE}: it is not a model's folder")
+    preprocessor = _read_json(folder / "preprocessor_config.json")
+    if preprocessor is None:
+        # transformers 5 writes one file for the whole processor.
+        preprocessor = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
+    known = located.preset.config.chat if located.preset else None
+    try:
+        return family_for_hub(hub).from_hub(hub, preprocessor, chat=known), hub
+    except OpsinError as error:
+        raise type(error)(f"{located.label}: {error}") from None
+
+
+def _account_part(
+    source: str | Path | None, prefix: str, config: VLMConfig, shapes: Mapping[str, tuple[int, ...]], wanted_by: str
+) -> tuple[str, Account]:
+    """Label and account of a part that another file, folder or repository holds."""
+    if source is None:
+        raise WeightError(
+            f"{wanted_by} holds no vision tower, and its config names none that is known. Name a folder or repository "
+            "that has it (tower=)"
+        )
+    located = locate(str(source))
+    try:
+        checkpoint = read_headers(located.folder, located.label)
+    except WeightError as error:
+        purpose = "" if located.label == wanted_by else f"{wanted_by} needs {prefix.rstrip('.')!r} from another place: "
+        raise WeightError(f"{purpose}{error}") from None
+    family = family_of(config)
+    layouts = (identity(shapes), *family.layouts(config), *family.part_layouts(config))
+    return located.label, account(checkpoint, choose_layout(layouts, checkpoint, part=prefix), shapes, part=prefix)
+
+
+def _assign(vlm: VLM, state: dict[str, Tensor]) -> None:
+    vlm.load_state_dict(state, strict=True, assign=True)
+    left = [name for name, tensor in (*vlm.named_parameters(), *vlm.named_buffers()) if tensor.is_meta]
+    assert not left, f"never given storage: {left}"
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is not known. Known: auto, float32, bfloat16, float16, float64")
+    return DTYPES[dtype]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no such file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise WeightError(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise WeightError(f"{path} holds {type(data).__name__}, not a table of keys")
+    return data
