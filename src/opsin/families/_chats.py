@@ -171,12 +171,13 @@ PLAIN = ChatFormat(
     begin=(BOS,),
     user=UserTurn(text="discard"),
     assistant=AssistantTurn(suffix=(_taught("\n"),)),
+    empty_turn="whole",
     markup=LLAVA_MARKUP,
     stop_tokens=("</s>",),
     stop_strings=("\n",),
 )
 """Captions (stage 1): the picture, its caption, a newline. The instruction is thrown away and no `</s>` is learnt."""
-PLAIN_PROMPT = PLAIN.replace(name="plain_prompt", user=UserTurn(suffix=(Text(text="\n"),)))
+PLAIN_PROMPT = PLAIN.replace(name="plain_prompt", user=UserTurn(suffix=(Text(text="\n"),)), empty_turn="prefix")
 """What the authors' get_prompt writes for `plain`: unlike in training, the user's text stays."""
 
 CHATS: dict[str, ChatFormat] = {

@@ -72,7 +72,7 @@ class ChatFormat(Spec):
     system_place: Literal["before", "in_first_user"] = "before"
     """Before the first turn, or inside it, after the user's `lead` (Llama-2)."""
     between: Pieces = ()
-    """Before every user turn but the first."""
+    """Before every user turn but the first, and but those of which only the prefix is written."""
     user: UserTurn
     assistant: AssistantTurn
     end: Pieces = ()

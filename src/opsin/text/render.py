@@ -63,9 +63,7 @@ def render(chat: ChatFormat, messages: Sequence[Message], *, mode: Mode) -> list
         if message.role == "assistant":
             spans += _assistant_turn(chat, message)
             continue
-        if seen_user:
-            spans += _pieces(chat.between)
-        spans += _user_turn(chat, message, head=[] if seen_user else head)
+        spans += _user_turn(chat, message, is_first=not seen_user, head=[] if seen_user else head)
         seen_user = True
     return spans + _pieces(chat.assistant.prefix if mode == "prompt" else chat.end)
 
@@ -113,13 +111,14 @@ def _pieces(pieces: Pieces, *, source: Literal["begin", "template"] = "template"
     return spans
 
 
-def _user_turn(chat: ChatFormat, message: Message, *, head: list[Span]) -> list[Span]:
+def _user_turn(chat: ChatFormat, message: Message, *, is_first: bool, head: list[Span]) -> list[Span]:
     """head: the system text, for formats that write it inside the first user turn."""
     turn = chat.user
     content = _content(chat, message)
     if not content and chat.empty_turn == "prefix":
         return _pieces(turn.prefix)
-    return [*_pieces(turn.prefix), *_pieces(turn.lead), *head, *content, *_pieces(turn.suffix)]
+    before = [*_pieces(() if is_first else chat.between), *_pieces(turn.prefix), *_pieces(turn.lead)]
+    return [*before, *head, *content, *_pieces(turn.suffix)]
 
 
 def _content(chat: ChatFormat, message: Message) -> list[Span]:
