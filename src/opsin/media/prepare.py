@@ -77,13 +77,13 @@ def _tiles(image: Image.Image, plan: ImagePlan) -> Iterator[tuple[Tile, NDArray[
     drawn, canvas = -1, np.empty((0, 0, 3), np.uint8)
     for tile in plan.tiles:
         if tile.canvas != drawn:
-            drawn, canvas = tile.canvas, np.asarray(_draw(image, plan.canvases[tile.canvas]))
+            drawn, canvas = tile.canvas, np.asarray(draw_canvas(image, plan.canvases[tile.canvas]))
         left, top, right, bottom = tile.box
         yield tile, canvas[top:bottom, left:right]
 
 
-def _draw(image: Image.Image, canvas: Canvas) -> Image.Image:
-    """Pad, resize, and paste or crop."""
+def draw_canvas(image: Image.Image, canvas: Canvas) -> Image.Image:
+    """One canvas as the tower sees it, before normalisation: pad, resize, and paste or crop. image: RGB."""
     resized = _resize(image, canvas)
     if canvas.offset == (0, 0) and canvas.resized == canvas.size:
         return resized
