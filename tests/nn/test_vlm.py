@@ -90,7 +90,7 @@ def samples(config):
     return [
         encoded(config, 1, num_text=7, sizes=[(20, 11)]),
         encoded(config, 2, num_text=12),
-        encoded(config, 3, num_text=5, sizes=[(9, 30), (40, 40)]),
+        encoded(config, 3, num_text=8, sizes=[(9, 30), (40, 40)]),
     ]
 
 
@@ -174,10 +174,12 @@ def test_selected_cache_rows_are_forks_that_go_their_own_way(config):
     cache.advance([2, 1])
     cache.select([1, 1, 0])
     assert cache.lengths == [1, 1, 2]
-    assert torch.equal(cache.keys[0][0, 0], k[1, 0])
-    cache.append(0, k[:1].repeat(3, 1, 1, 1)[:, :1], k[:1].repeat(3, 1, 1, 1)[:, :1])
-    assert torch.equal(cache.keys[0][2, 2], k[0, 0]), "the longer row was written behind its own end"
-    assert torch.equal(cache.keys[0][0, 1], k[0, 0])
+    new = -k[:1, :1].expand(3, 1, 2, 8)
+    keys, _ = cache.append(0, new, new)
+    assert torch.equal(keys[0, 0], k[1, 0])
+    assert torch.equal(keys[0, 1], new[0, 0]), "a row of one token is continued at 1"
+    assert torch.equal(keys[2, :2], k[0])
+    assert torch.equal(keys[2, 2], new[0, 0]), "a row of two tokens at 2"
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The vision tower: a plain ViT (arXiv:2010.11929) with CLIP's habits, over packed patches."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin.errors import ConfigError
@@ -33,7 +34,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        # A convolution whose stride equals its kernel is a linear layer over flat patches.
+        # A convolution whose stride equals its kernel is a linear layer over flat patches: see `_embed`.
         self.patch = nn.Linear(3 * config.patch_size**2, config.dim, bias=False)
         self.class_token = nn.Parameter(torch.empty(config.dim))
         self.positions = nn.Parameter(torch.empty(1 + config.side**2, config.dim))
@@ -52,7 +53,7 @@ class VisionTower(nn.Module):
                 f"the vision tower reads tiles of {config.side}x{config.side} patches; "
                 f"got grids {grids.unique(dim=0).tolist()}"
             )
-        x = self.patch(patches.to(self.patch.weight.dtype)).view(num_tiles, config.side**2, config.dim)
+        x = self._embed(patches.to(self.patch.weight.dtype), num_tiles)
         x = torch.cat([self.class_token.expand(num_tiles, 1, -1), x], dim=1) + self.positions
         x = self.norm_pre(x)
         states = {0: x}
@@ -64,3 +65,17 @@ class VisionTower(nn.Module):
         if config.class_token == "drop":
             features = features[:, 1:]
         return features.flatten(0, 1)
+
+    def _embed(self, patches: Tensor, num_tiles: int) -> Tensor:
+        """patches: (P, 3 * p * p) -> (N, side * side, D).
+
+        On a CPU the patches are laid out as tiles again and convolved: the sums are those of the linear layer, but
+        added in the order of the authors' kernel, so that features agree to the last bits. It takes no longer.
+        """
+        side, size = self.config.side, self.config.patch_size
+        if patches.device.type != "cpu":
+            return self.patch(patches).view(num_tiles, side**2, -1)
+        tiles = patches.view(num_tiles, side, side, 3, size, size).permute(0, 3, 1, 4, 2, 5)
+        tiles = tiles.reshape(num_tiles, 3, side * size, side * size)
+        embedded = F.conv2d(tiles, self.patch.weight.view(-1, 3, size, size), stride=size)
+        return embedded.flatten(2).transpose(1, 2)
