@@ -14,7 +14,7 @@ from opsin.inspect.tokens import KINDS, mask_html
 from opsin.spec.plan import ImagePlan
 
 _NEAR = 0.05
-"""Shuffled accuracy this close to the baseline counts as fallen to it."""
+"""Accuracies no further apart than this count as equal."""
 
 _TASKS_HEAD = (
     '<caption class="hidden">Accuracy per task</caption><thead role="rowgroup"><tr role="row">'
@@ -167,6 +167,8 @@ def _label(name: str) -> str:
 def _finding(scores: Scores) -> str:
     gap = scores.shuffled - scores.majority
     fall = f"With the pictures shuffled, accuracy goes from {percent(scores.accuracy)} to {percent(scores.shuffled)}"
+    if scores.accuracy - scores.shuffled <= _NEAR:
+        return f"{fall}, so the pictures hardly matter to the answers: longer training may change that."
     if gap <= _NEAR:
         return f"{fall}, against a baseline of {percent(scores.majority)}: the answers come from the pictures."
     return (
