@@ -188,9 +188,9 @@ def test_a_tiny_model_overfits_three_conversations(subject: Subject) -> None:
     vlm = weights.build(subject.vlm.config, seed=3)
     batch = pack(subject.encoded())
     places, targets = batch.targets()
-    optimizer = torch.optim.AdamW(vlm.parameters(), lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(vlm.parameters(), lr=5e-3, weight_decay=0.0)
     losses = []
-    for _ in range(60):
+    for _ in range(120):
         loss = F.cross_entropy(vlm.logits(vlm.hidden(batch).flatten(0, 1)[places]), targets)
         optimizer.zero_grad()
         loss.backward()
