@@ -1,0 +1,132 @@
+"""What a run tells: every step as a line of JSON in a file, and its progress with the time left on the screen."""
+
+import json
+import os
+from collections import deque
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from opsin.train.loop import Row
+
+
+class RowLog:
+    """`log.jsonl`. A resumed run cuts it back to where its checkpoint was made: every step stands there once."""
+
+    def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
+        """keep_bytes: how much of the file to keep."""
+        self._stream = path.open("ab")
+        self._stream.truncate(min(keep_bytes, os.fstat(self._stream.fileno()).st_size))
+
+    def write(self, row: Row) -> None:
+        """Append one line; it is in the file when this returns."""
+        self._stream.write(json.dumps(row).encode() + b"\n")
+        self._stream.flush()
+
+    def sync(self) -> int:
+        """Wait until all is on the disk; returns the size in bytes."""
+        os.fsync(self._stream.fileno())
+        return os.fstat(self._stream.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+class Reporter(Protocol):
+    """Where progress is shown."""
+
+    def begin(self, stage: str, *, number: int, num_stages: int, num_steps: int, done: int) -> None:
+        """A stage begins, or goes on after `done` steps."""
+
+    def row(self, row: Row) -> None:
+        """A step was made."""
+
+    def say(self, text: str) -> None:
+        """Something else to know."""
+
+    def end(self) -> None:
+        """The run stops, for whatever reason."""
+
+
+class Silence:
+    """Shows nothing."""
+
+    def begin(self, stage: str, *, number: int, num_stages: int, num_steps: int, done: int) -> None:
+        """Nothing."""
+
+    def row(self, row: Row) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
+
+
+class Screen:
+    """Progress on a console: one bar that moves on a terminal, a line every few steps anywhere else."""
+
+    def __init__(self, console: Console, *, every: int) -> None:
+        """every: steps between two lines where there is no terminal."""
+        self.console = console
+        self.every = every
+        self._title = ""
+        self._num_steps = self._done = 0
+        self._recent: deque[float] = deque(maxlen=50)
+        """Seconds of the last steps, from which the time left is estimated."""
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def begin(self, stage: str, *, number: int, num_stages: int, num_steps: int, done: int) -> None:
+        """A stage begins, or goes on after `done` steps."""
+        self.end()
+        self._title = f"{stage} ({number}/{num_stages})" if num_stages > 1 else stage
+        self._num_steps, self._done = num_steps, done
+        self._recent.clear()
+        if self.console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}")
+            self._bar = Progress(*columns, console=self.console)
+            self._task = self._bar.add_task(self._title, total=num_steps, completed=done, facts="")
+            self._bar.start()
+
+    def row(self, row: Row) -> None:
+        """A step was made."""
+        self._done = row["step"]
+        self._recent.append(row["seconds"])
+        if self._bar is not None:
+            assert self._task is not None
+            self._bar.update(self._task, completed=self._done, facts=self._facts(row))
+        elif self._done % self.every == 0 or self._done in (1, self._num_steps):
+            self.console.print(f"{self._title}  {self._facts(row)}", highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Something else to know."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def end(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+    def _facts(self, row: Row) -> str:
+        seconds = sum(self._recent) / len(self._recent)
+        left = seconds * (self._num_steps - self._done)
+        rates = ", ".join(f"{name} {rate:.3g}" for name, rate in row["lr"].items())
+        waiting = row["data_seconds"] / max(row["seconds"], 1e-9)
+        return (
+            f"step {row['step']}/{self._num_steps}  loss {row['loss']:.4f}  lr {rates}  |g| {row['grad_norm']:.3g}  "
+            f"{row['tokens'] / max(row['seconds'], 1e-9):,.0f} tokens/s  waiting for data {waiting:.0%}  "
+            f"{duration(left)} left"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

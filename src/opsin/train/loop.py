@@ -1,0 +1,226 @@
+"""The training loop of one stage: read, forward, backward, check, update. All else hangs on the rows it yields."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Generic, Literal, TypedDict, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from opsin.collate import pack, pad
+from opsin.data.feed import Feed
+from opsin.data.order import derive_seed
+from opsin.data.passes import passes
+from opsin.encode import Encoded
+from opsin.errors import TrainError
+from opsin.train.objectives import Objective
+from opsin.train.optim import Optimizer, rate_factor
+from opsin.train.trainable import GradientCheck, Trainable, set_trainable
+
+Item = TypeVar("Item")
+Precision = Literal["float32", "bfloat16"]
+
+
+class Row(TypedDict):
+    """What one optimizer step did: a line of the log."""
+
+    stage: str
+    step: int
+    """Of the stage, from 1."""
+    epoch: float
+    """Passes over the data after this step."""
+    loss: float
+    """Nats per taught token, before the update."""
+    grad_norm: float
+    """2-norm over all trained tensors, before it is shortened."""
+    lr: dict[str, float]
+    """Learning rate of each group of tensors."""
+    samples: int
+    passes: int
+    """How many times the model ran: the samples of a step are cut into passes (gradient accumulation)."""
+    tokens: int
+    image_tokens: int
+    supervised: int
+    """Taught tokens."""
+    seconds: float
+    data_seconds: float
+    """Of these, how long the model waited for samples."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Pass:
+    """One pass through the model, its gradient already added. Pictures are not kept until the step ends."""
+
+    names: list[str]
+    tokens: int
+    image_tokens: int
+    total: Tensor
+    """Sum of the loss over taught tokens."""
+    count: int
+    """Taught tokens."""
+
+
+class StageLoop:
+    """One stage on one module. `rows()` does the steps; between two of them everything can be saved or stopped."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        feed: Feed,
+        *,
+        trainable: Trainable,
+        objective: Objective,
+        device: torch.device | str = "cpu",
+        precision: Precision = "float32",
+        workers: int = 0,
+    ) -> None:
+        """Moves the module to `device` and sets which of its tensors train."""
+        self.module = module.to(device)
+        self.feed = feed
+        self.stage = feed.stage
+        self.objective = objective
+        self.device = torch.device(device)
+        self.precision = precision
+        self.workers = workers
+        self.trained = set_trainable(module, trainable)
+        self.optimizer = Optimizer(self.trained, self.stage.optim)
+        self.num_steps = feed.num_steps
+        self.step = 0
+        """Steps done."""
+        self._check_gradients = GradientCheck(module, self.trained)
+
+    def rows(self) -> Iterator[Row]:
+        """Train from where the stage stands to its end; one row after each update."""
+        self.module.train()
+        try:
+            with closing(self.feed.stream(self.step, workers=self.workers)) as samples:
+                stream = _Stopwatch(samples)
+                while self.step < self.num_steps:
+                    yield self._one_step(stream)
+        finally:
+            self.module.eval()
+
+    def _one_step(self, stream: "_Stopwatch[Encoded]") -> Row:
+        started, waited = time.perf_counter(), stream.seconds
+        num_samples = len(self.feed.step_samples(self.step))
+        groups = passes(islice(stream, num_samples), self.stage.batch)
+        with reproducible(self.device, derive_seed(self.feed.seed, self.stage.name, "step", self.step)):
+            done = [self._one_pass(group) for group in groups]
+            image_tokens = sum(one.image_tokens for one in done)
+            self._check_gradients(with_pictures=image_tokens > 0)
+            loss, norm = self._finish_gradient(done)
+            factor = rate_factor(self.stage.schedule, self.step, self.num_steps)
+            self.optimizer.step(factor)
+        for parameter in self.trained.values():
+            parameter.grad = None
+        self.step += 1
+        return Row(
+            stage=self.stage.name,
+            step=self.step,
+            epoch=self.step / self.feed.steps_per_epoch,
+            loss=loss,
+            grad_norm=norm,
+            lr=self.optimizer.rates(factor),
+            samples=num_samples,
+            passes=len(done),
+            tokens=sum(one.tokens for one in done),
+            image_tokens=image_tokens,
+            supervised=sum(one.count for one in done),
+            seconds=time.perf_counter() - started,
+            data_seconds=stream.seconds - waited,
+        )
+
+    def _one_pass(self, samples: list[Encoded]) -> _Pass:
+        """Forward and backward. The gradient of the sum over tokens is added to those of the step's other passes."""
+        batch = (pack if self.stage.batch.form == "pack" else pad)(samples).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            loss = self.objective(self.module, batch)
+        if not loss.total.requires_grad:
+            raise TrainError(f"stage {self.stage.name!r}: the loss depends on no tensor that trains")
+        loss.total.backward()
+        return _Pass(
+            names=[sample.name for sample in samples],
+            tokens=sum(sample.num_tokens for sample in samples),
+            image_tokens=sum(sample.num_image_tokens for sample in samples),
+            total=loss.total.detach(),
+            count=loss.count,
+        )
+
+    def _finish_gradient(self, done: Sequence[_Pass]) -> tuple[float, float]:
+        """Turn the summed gradient into that of the mean, and shorten it. Returns the mean loss and the norm.
+
+        Only here is it divided, by the taught tokens of the whole step: a mean of the means of passes would give the
+        tokens of short passes more weight. Raises TrainError when a number is not finite; nothing is updated then.
+        """
+        for parameter in self.trained.values():
+            if parameter.grad is None:
+                # A step without pictures: tower and connector get zeros, as from the authors' empty dummy picture, so
+                # that the optimizer's averages grow old at the same rate for all.
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
+        count = sum(one.count for one in done)
+        loss = float(torch.stack([one.total for one in done]).double().sum()) / count
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / count
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._not_finite(done, loss, norm)
+        clip = self.stage.clip
+        shorten = 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))  # 1e-6: as torch.nn.utils.clip_grad_norm_
+        torch._foreach_mul_(gradients, shorten / count)
+        return loss, norm
+
+    def _not_finite(self, done: Sequence[_Pass], loss: float, norm: float) -> TrainError:
+        guilty = [one for one in done if not torch.isfinite(one.total)] or list(done)
+        names = [name for one in guilty for name in one.names]
+        tensors = [name for name, p in self.trained.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        return TrainError(
+            f"stage {self.stage.name!r}, step {self.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}. "
+            f"Nothing was updated. Samples of the passes concerned: {_listed(names)}."
+            + (f" Tensors whose gradient is not finite: {_listed(tensors)}." if tensors else "")
+            + " Look at these samples, or lower the learning rate."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:8])
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+@contextmanager
+def reproducible(device: torch.device, seed: int) -> Iterator[None]:
+    """Inside, random numbers follow from `seed` and, on a CPU, sums have a fixed order. Outside, nothing changes.
+
+    Randomness that follows from the step's number needs no saving: a resumed run draws what the first one would have
+    drawn. The fixed order matters where many slots take the same row, as newlines do: torch's default adds their
+    gradients in the order in which threads come.
+    """
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        if device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+            settings.fill_uninitialized_memory = False  # a debugging aid that costs time
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0])
+            settings.fill_uninitialized_memory = before[1]
+
+
+class _Stopwatch(Iterator[Item], Generic[Item]):
+    """An iterator that knows how long one waited for it."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self.seconds = 0.0
+
+    def __next__(self) -> Item:
+        asked = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.perf_counter() - asked

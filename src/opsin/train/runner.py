@@ -1,0 +1,331 @@
+"""Runs: the stages of a recipe one after the other, in a folder that a stopped or crashed run goes on from.
+
+OUTPUT/run.yaml         the whole config, defaults included
+       log.jsonl        one line per optimizer step
+       checkpoints/     the newest states of the run
+       STAGE/           the model as it was at the end of that stage, ready for `opsin chat`
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from opsin import weights
+from opsin.data.source import Fingerprinted, Source
+from opsin.errors import ConfigError, TrainError
+from opsin.nn.vlm import VLM
+from opsin.spec.recipe import RunConfig, Stage
+from opsin.text.tokenizer import Tokenizer
+from opsin.train.checkpoint import CheckpointStore, Saved, sync
+from opsin.train.config import differences, to_yaml
+from opsin.train.log import Reporter, RowLog, Silence
+from opsin.train.loop import Precision, Row, StageLoop
+from opsin.train.objectives import Objective, next_token
+from opsin.train.prepare import PreparedStage, check_names, describe_trainable, prepare_stage, start_model
+from opsin.train.stop import StopRequest
+from opsin.weights import Model
+
+CONNECTOR_FILE = "connector.safetensors"
+"""What a stage that trains nothing but the connector writes besides the model: the next run's `init.connector`."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    status: Literal["finished", "stopped"]
+    model: Model
+    folder: Path
+    """The model of the stage that was finished last; the run's own folder before that."""
+    steps: int
+    """Optimizer steps of the run so far, all stages together."""
+
+
+def train_stage(
+    module: nn.Module,
+    stage: Stage,
+    source: Source,
+    *,
+    tokenizer: Tokenizer | None = None,
+    objective: Objective = next_token,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    precision: Precision = "float32",
+    workers: int = 1,
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Train one stage in memory: no folder, no checkpoints. Returns what each step did.
+
+    module: a VLM, or anything that `objective` knows. source: gives conversations, which need a tokenizer, or Encoded.
+    """
+    prepared = prepare_stage(
+        stage,
+        module=module,
+        model=module.config if isinstance(module, VLM) else None,
+        tokenizer=tokenizer,
+        seed=seed,
+        source=source,
+    )
+    loop = _loop(module, prepared, objective, torch.device(device), precision, workers)
+    rows = []
+    for row in loop.rows():
+        rows.append(row)
+        if on_row is not None:
+            on_row(row)
+    return rows
+
+
+def run(
+    config: RunConfig,
+    *,
+    model: Model | None = None,
+    sources: Mapping[str, Source] | None = None,
+    objectives: Mapping[str, Objective] | None = None,
+    on_row: Callable[[Row], None] | None = None,
+    reporter: Reporter | None = None,
+    stop: StopRequest | None = None,
+) -> RunResult:
+    """Train all stages, or what is left of them when `config.output` holds an unfinished run of the same config.
+
+    A run that goes on gives the same bits as one that was never interrupted.
+    model: what to start from, trained in place; by default what `config.model` and `config.init` say.
+    sources, objectives: by stage name, instead of the stage's `data` and of `next_token`.
+    on_row: called after each step. reporter: where progress is shown. stop: asks to stop after the current step.
+    """
+    sources, objectives = sources or {}, objectives or {}
+    check_names(config, sources, "sources")
+    check_names(config, objectives, "objectives")
+    return _Run(config, model, sources, objectives, on_row, reporter or Silence(), stop or StopRequest()).train()
+
+
+class _Run:
+    """One call of `run`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Model | None,
+        sources: Mapping[str, Source],
+        objectives: Mapping[str, Objective],
+        on_row: Callable[[Row], None] | None,
+        reporter: Reporter,
+        stop: StopRequest,
+    ) -> None:
+        self.config, self.objectives, self.on_row, self.reporter, self.stop = config, objectives, on_row, reporter, stop
+        self.output = Path(config.output)
+        self.store = CheckpointStore(self.output / "checkpoints", keep=config.checkpoint.keep)
+        self.saved = self._open_folder()
+        self.model = model or start_model(config)
+        self.device = choose_device(config.device)
+        self.prepared = [
+            prepare_stage(
+                stage,
+                module=self.model.vlm,
+                model=self.model.config,
+                tokenizer=self.model.tokenizer,
+                seed=config.seed,
+                source=sources.get(stage.name),
+            )
+            for stage in config.stages
+        ]
+        self.log = RowLog(self.output / "log.jsonl", keep_bytes=self.saved.state["log_bytes"] if self.saved else 0)
+        self.ever_trained: set[str] = set()
+        """Tensors that this stage or an earlier one trains: what a checkpoint has to hold."""
+
+    def train(self) -> RunResult:
+        """All stages from where the run stands."""
+        folder, steps = self.output, 0
+        first = self.saved.state["stage"] if self.saved else 0
+        try:
+            for number, prepared in enumerate(self.prepared):
+                self.ever_trained.update(prepared.trainable.names)
+                folder = self.output / prepared.stage.name
+                if number >= first:
+                    done = self._train_stage(number, prepared, steps_before=steps)
+                    if done < prepared.feed.num_steps:
+                        last = self.output / self.prepared[number - 1].stage.name if number else self.output
+                        return RunResult("stopped", self.model, last, steps + done)
+                steps += prepared.feed.num_steps
+            return RunResult("finished", self.model, folder, steps)
+        finally:
+            self.reporter.end()
+            self.log.close()
+
+    def _train_stage(self, number: int, prepared: PreparedStage, *, steps_before: int) -> int:
+        """Train one stage to its end, or until a stop is asked for. Returns how many of its steps are done."""
+        stage = prepared.stage
+        objective = self.objectives.get(stage.name, next_token)
+        loop = _loop(self.model.vlm, prepared, objective, self.device, self.config.precision, self.config.workers)
+        if self.saved is not None and self.saved.state["stage"] == number:
+            self._restore(loop, self.saved)
+        self._announce(number, prepared, loop)
+        saved_at = loop.step
+        for row in loop.rows():
+            self.log.write(row)
+            self.reporter.row(row)
+            if self.on_row is not None:
+                self.on_row(row)
+            last = loop.step == loop.num_steps
+            if last or self.stop.made or loop.step % self.config.checkpoint.every == 0:
+                self._save(number, loop, steps_before)
+                saved_at = loop.step
+            if self.stop.made and not last:
+                return saved_at
+        self.reporter.end()
+        self._save_model(stage, prepared)
+        return loop.step
+
+    def _announce(self, number: int, prepared: PreparedStage, loop: StageLoop) -> None:
+        say, stage = self.reporter.say, prepared.stage
+        for broken in self.store.broken:
+            say(f"passed over a damaged checkpoint: {broken}")
+        self.store.broken = []
+        if loop.step:
+            say(f"going on with stage {stage.name!r} after step {loop.step} of {loop.num_steps}")
+        for line in describe_trainable(self.model.vlm, prepared.trainable):
+            say(line)
+        self.reporter.begin(
+            stage.name,
+            number=number + 1,
+            num_stages=len(self.prepared),
+            num_steps=loop.num_steps,
+            done=loop.step,
+        )
+
+    def _save(self, number: int, loop: StageLoop, steps_before: int) -> None:
+        parameters = dict(self.model.vlm.named_parameters())
+        source = loop.feed.source
+        self.store.save(
+            steps_before + loop.step,
+            tensors={
+                "weights": {name: parameters[name] for name in sorted(self.ever_trained)},
+                "optimizer": loop.optimizer.state(),
+            },
+            state={
+                "stage": number,
+                "step": loop.step,
+                "log_bytes": self.log.sync(),
+                "data": _data_facts(source),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+            },
+        )
+
+    def _restore(self, loop: StageLoop, saved: Saved) -> None:
+        """Put weights, optimizer and place in the data back to a checkpoint."""
+        data = _data_facts(loop.feed.source)
+        if data != saved.state["data"]:
+            raise TrainError(
+                f"{saved.folder}: the data of stage {loop.stage.name!r} has changed since this run began "
+                f"({saved.state['data']} -> {data}). Put it back, or start a new run in another folder."
+            )
+        parameters = dict(self.model.vlm.named_parameters())
+        tensors = saved.tensors("weights")
+        if wrong := sorted(tensors.keys() ^ self.ever_trained):
+            raise TrainError(f"{saved.folder} is of a run that trains other tensors, such as {wrong[0]!r}")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                parameters[name].copy_(tensor)
+        loop.optimizer.load_state(saved.tensors("optimizer"))
+        loop.step = saved.state["step"]
+        for what, now in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
+            if saved.state[what] != now:
+                self.reporter.say(f"{what} was {saved.state[what]} and is {now}: results may differ in the last bits")
+
+    def _save_model(self, stage: Stage, prepared: PreparedStage) -> None:
+        folder = self.output / stage.name
+        weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
+        if all(name.startswith("connector.") for name in prepared.trainable.names):
+            connector = {
+                name: tensor.detach().cpu().contiguous()
+                for name, tensor in self.model.vlm.named_parameters()
+                if name.startswith("connector.")
+            }
+            _write_tensors(folder / CONNECTOR_FILE, connector)
+        self.reporter.say(f"stage {stage.name!r} is done; its model is in {folder}")
+
+    def _open_folder(self) -> Saved | None:
+        """Make the run's folder, or find where the run in it stands. Raises TrainError for a folder of something else."""
+        file = self.output / "run.yaml"
+        if self.output.exists() and not file.is_file():
+            if not self.output.is_dir() or any(self.output.iterdir()):
+                raise TrainError(f"{self.output} is there and holds no run; name a new folder as output")
+        saved = self.store.newest()
+        if saved is not None:
+            self._refuse_changes(file)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.store.remove_unfinished()
+        _write_text(file, to_yaml(self.config))
+        return saved
+
+    def _refuse_changes(self, file: Path) -> None:
+        try:
+            before: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise TrainError(f"{file} of the run that is to go on cannot be read: {error}") from None
+        changed = differences(before or {}, self.config.model_dump(mode="json"))
+        if changed:
+            raise ConfigError(
+                f"{self.output} holds a run with other settings: {'; '.join(changed)}. Take the settings back to go on "
+                "with it, or name another folder as output."
+            )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a config; `auto` is a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is none that torch knows; auto, cpu and cuda are") from None
+
+
+def _loop(
+    module: nn.Module,
+    prepared: PreparedStage,
+    objective: Objective,
+    device: torch.device,
+    precision: Precision,
+    workers: int,
+) -> StageLoop:
+    return StageLoop(
+        module,
+        prepared.feed,
+        trainable=prepared.trainable,
+        objective=objective,
+        device=device,
+        precision=precision,
+        workers=workers,
+    )
+
+
+def _data_facts(source: Source) -> dict[str, object]:
+    fingerprint = source.fingerprint if isinstance(source, Fingerprinted) else ""
+    return {"samples": len(source), "fingerprint": fingerprint}
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    save_file(dict(tensors), temporary)
+    _move(temporary, file)
+
+
+def _write_text(file: Path, text: str) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _move(temporary, file)
+
+
+def _move(temporary: Path, file: Path) -> None:
+    """Put a finished file in its place, so that there is never half of one."""
+    sync(temporary)
+    os.replace(temporary, file)
+    sync(file.parent)
