@@ -1,0 +1,32 @@
+"""Floor 4: answers from prompts. Names are looked up on first use, so that importing the package imports no torch.
+
+from opsin.generate import Chat, Sampling, generate, stream
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opsin.generate.decode import Answer as Answer
+    from opsin.generate.decode import Chunk as Chunk
+    from opsin.generate.decode import Usage as Usage
+    from opsin.generate.decode import generate as generate
+    from opsin.generate.decode import stream as stream
+    from opsin.generate.sampling import Sampling as Sampling
+    from opsin.generate.session import Chat as Chat
+
+_HOMES = {
+    "Answer": "decode",
+    "Chunk": "decode",
+    "Usage": "decode",
+    "generate": "decode",
+    "stream": "decode",
+    "Sampling": "sampling",
+    "Chat": "session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'opsin.generate' has no attribute {name!r}")
+    return getattr(import_module(f"opsin.generate.{_HOMES[name]}"), name)

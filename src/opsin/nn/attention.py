@@ -69,4 +69,5 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        return self.out(attend(q, k, v, mask=mask).flatten(2))
+        # A cache may store another dtype than the model's; attention then works in the cache's.
+        return self.out(attend(q.to(k.dtype), k, v, mask=mask).flatten(2).to(x.dtype))

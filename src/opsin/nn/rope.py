@@ -9,7 +9,10 @@ from opsin.spec.decoder import RopeConfig
 
 
 class Rotation(NamedTuple):
-    """Angles of every token, shared by all layers. cos, sin: (B, T, 1, E), ready to broadcast over heads."""
+    """Angles of every token, shared by all layers: (B, T, 1, E), ready to broadcast over heads.
+
+    The first half of `sin` is negated, so that turning a pair needs no other sign.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -24,12 +27,12 @@ def rotation(positions: Tensor, *, head_dim: int, config: RopeConfig, dtype: tor
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     frequencies = 1.0 / config.theta**exponents
     angles = positions[..., 0, None].float() * frequencies
-    angles = torch.cat([angles, angles], dim=-1)[:, :, None, :]
-    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+    return Rotation(cos[:, :, None], sin[:, :, None])
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Turn each pair (x[i], x[i + E/2]) of the last axis by its angle. x: (B, T, H, E) -> same shape."""
-    half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * by.cos + turned * by.sin
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * by.cos, swapped, by.sin)

@@ -1,0 +1,278 @@
+"""Decoding, the plain readable loop: prefill once, then one token per sequence and step.
+
+    prompts --pad right--> hidden (B, T, D) --last token of each row--> logits --sample--> ids
+                              |                                           ^                  |
+                            cache  <------------ hidden (B, 1, D) --------+------------------+
+
+Keys and values of every token are kept in the cache, because all later tokens look at them; queries are not, because
+only their own token needs them. Rows are ragged, so nobody pads a prompt, and a finished sequence leaves the batch.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opsin.collate import pad
+from opsin.encode import Encoded
+from opsin.errors import GenerationError
+from opsin.generate.sampling import Randomness, Sampling, sample
+from opsin.generate.stops import AnswerText, Stops
+from opsin.nn.batch import Batch
+from opsin.nn.cache import KVCache, decode_dtype
+from opsin.nn.vlm import VLM
+from opsin.text.tokenizer import Tokenizer
+
+Finish = Literal["stop_token", "stop_string", "length"]
+"""Why an answer ended: a stop token, a stop string, or no room for more (`max_new_tokens`, or the model's context)."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one prompt and its answer."""
+
+    text_tokens: int
+    """Of the prompt, pictures not counted."""
+    image_tokens: int
+    """Slots that the prompt's pictures take."""
+    new_tokens: int
+    """Sampled, a stop token included."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finished answer."""
+
+    text: str
+    """Without stop tokens and stop strings, and without white space around it. Empty without a tokenizer."""
+    ids: tuple[int, ...]
+    """Everything that was sampled, a stop token included."""
+    finish: Finish
+    usage: Usage
+    prompt: int
+    """Which of the prompts it answers."""
+    sequence: int
+    """Which of the answers to that prompt it is."""
+    prefill_seconds: float
+    """Until the first token of the batch."""
+    decode_seconds: float
+    """From then to this answer's last token."""
+
+
+class Chunk(NamedTuple):
+    """One sampled token."""
+
+    row: int
+    """Which answer, in the order of `generate`'s list."""
+    id: int
+    text: str
+    """Text that became certain with it; may be empty."""
+    answer: Answer | None
+    """The whole answer, with its last token."""
+
+
+def generate(
+    vlm: VLM,
+    encoded: Sequence[Encoded],
+    tokenizer: Tokenizer | None,
+    sampling: Sampling = Sampling(),
+    *,
+    cache: KVCache | None = None,
+) -> list[Answer]:
+    """Answer some prompts, side by side; every answer is what the prompt alone would get.
+
+    encoded: from `Encoder.encode(mode="prompt")`, of any lengths and numbers of pictures. tokenizer: None for answers
+    that are ids alone; the format's stop tokens are then unknown, so name them in `sampling.stop_ids`.
+    cache: row i holds the first `cache.lengths[i]` tokens of prompt i, and only the rest is run. Rows of finished
+    answers leave it; with a single one it holds in the end the prompt and every sampled id but the last.
+    Returns the answers prompt by prompt, `sampling.num_sequences` of each. Raises GenerationError.
+    """
+    chunks = stream(vlm, encoded, tokenizer, sampling, cache=cache)
+    answers = {chunk.row: chunk.answer for chunk in chunks if chunk.answer is not None}
+    return [answers[index] for index in sorted(answers)]
+
+
+def stream(
+    vlm: VLM,
+    encoded: Sequence[Encoded],
+    tokenizer: Tokenizer | None,
+    sampling: Sampling = Sampling(),
+    *,
+    cache: KVCache | None = None,
+) -> Iterator[Chunk]:
+    """Like `generate`, token by token as they come. Closing the iterator ends the work."""
+    config = vlm.config
+    stops = Stops.of(config.chat, tokenizer, ids=sampling.stop_ids, strings=sampling.stop_strings)
+    room = [config.decoder.max_positions - prompt.num_tokens for prompt in encoded]
+    for prompt, left in zip(encoded, room, strict=True):
+        if left < 1:
+            raise GenerationError(
+                f"the prompt {prompt.name!r} takes {prompt.num_tokens} tokens, which leaves no room for an answer: the "
+                f"model was trained for {config.decoder.max_positions}. Shorten it or leave out pictures."
+            )
+    sequences = [
+        _Sequence(
+            len(encoded[prompt].ids) - encoded[prompt].num_image_tokens,
+            encoded[prompt].num_image_tokens,
+            prompt=prompt,
+            number=number,
+            limit=min(sampling.max_new_tokens, room[prompt]),
+            stops=stops,
+            text=AnswerText(tokenizer, stops.strings),
+        )
+        for prompt in range(len(encoded))
+        for number in range(sampling.num_sequences)
+    ]
+    return _decode(vlm, encoded, sampling, sequences, cache)
+
+
+@dataclass
+class _Sequence:
+    """An answer in the making."""
+
+    text_tokens: int
+    image_tokens: int
+    prompt: int
+    number: int
+    limit: int
+    stops: Stops
+    text: AnswerText
+    ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+
+    def push(self, token_id: int) -> Finish | None:
+        """Add a sampled id; its text is the last of `pieces`. Returns why the answer ends here, if it does."""
+        self.ids.append(token_id)
+        if token_id in self.stops.ids:
+            self.pieces.append(self.text.finish())
+            return "stop_token"
+        piece, stopped = self.text.push(token_id)
+        if stopped:
+            self.pieces.append(piece)
+            return "stop_string"
+        ends = len(self.ids) == self.limit
+        self.pieces.append(piece + self.text.finish() if ends else piece)
+        return "length" if ends else None
+
+    def answer(self, finish: Finish, prefill_seconds: float, decode_seconds: float) -> Answer:
+        return Answer(
+            text="".join(self.pieces),
+            ids=tuple(self.ids),
+            finish=finish,
+            usage=Usage(self.text_tokens, self.image_tokens, len(self.ids)),
+            prompt=self.prompt,
+            sequence=self.number,
+            prefill_seconds=prefill_seconds,
+            decode_seconds=decode_seconds,
+        )
+
+
+@torch.inference_mode()
+def _decode(
+    vlm: VLM, encoded: Sequence[Encoded], sampling: Sampling, sequences: list[_Sequence], cache: KVCache | None
+) -> Iterator[Chunk]:
+    if not encoded:
+        return
+    started = time.perf_counter()
+    randomness = Randomness(sampling.seed, [sequence.number for sequence in sequences])
+    logits, cache = _prefill(vlm, encoded, cache, room=max(sequence.limit for sequence in sequences))
+    rows = [sequence.prompt for sequence in sequences]
+    if sampling.num_sequences > 1:
+        cache.select(rows)
+        logits = logits[rows]
+    positions = torch.tensor([[encoded[row].positions.max() + 1] for row in rows], device=logits.device)
+    positions = positions[:, :, None].expand(-1, -1, encoded[0].positions.shape[1]).contiguous()
+    seen = _seen(encoded, logits)[rows] if sampling.repetition_penalty != 1 else None
+    active = list(range(len(sequences)))
+    prefilled: float | None = None
+    while True:
+        uniform = randomness.uniform(active).to(logits.device) if sampling.temperature > 0 else None
+        ids = sample(logits, sampling, seen=seen, uniform=uniform)
+        values = ids.tolist()
+        now = time.perf_counter()
+        prefilled = prefilled or now
+        _check_finite(logits, [sequences[index] for index in active], encoded)
+        keep = []
+        for place, (index, value) in enumerate(zip(active, values, strict=True)):
+            sequence = sequences[index]
+            finish = sequence.push(value)
+            answer = finish and sequence.answer(finish, prefilled - started, now - prefilled)
+            if answer is None:
+                keep.append(place)
+            yield Chunk(index, value, sequence.pieces[-1], answer)
+        if not keep:
+            return
+        if seen is not None:
+            seen.scatter_(1, ids[:, None], True)
+        if len(keep) < len(active):
+            active = [active[place] for place in keep]
+            cache.select(keep)
+            ids, positions = ids[keep], positions[keep]
+            seen = None if seen is None else seen[keep]
+        hidden = vlm.hidden(Batch(ids[:, None], positions, documents=_one_token_each(len(active))), cache)
+        logits = vlm.logits(hidden[:, 0])
+        positions += 1
+
+
+def _prefill(vlm: VLM, encoded: Sequence[Encoded], cache: KVCache | None, *, room: int) -> tuple[Tensor, KVCache]:
+    """Run what of the prompts is not in the cache. Returns logits (prompts, V) after each prompt's last token."""
+    weight = vlm.decoder.embed.weight
+    if cache is None:
+        cache = KVCache(
+            vlm.config.decoder,
+            batch_size=len(encoded),
+            capacity=max(prompt.num_tokens for prompt in encoded) + room,
+            dtype=decode_dtype(weight.dtype, weight.device),
+            device=weight.device,
+        )
+    batch = pad([rest(prompt, length) for prompt, length in zip(encoded, cache.lengths, strict=True)]).to(weight.device)
+    hidden = vlm.hidden(batch, cache)
+    last = hidden[range(len(encoded)), [length - 1 for length in batch.lengths]]
+    return vlm.logits(last), cache
+
+
+def rest(encoded: Encoded, start: int) -> Encoded:
+    """A prompt without its first `start` tokens, which must not end inside a picture; positions stay as they are."""
+    if start == 0:
+        return encoded
+    assert start < encoded.num_tokens, "at least one token must be run: logits come after it"
+    first_slot = int(np.searchsorted(encoded.slots, start))
+    ends = np.cumsum([image.plan.num_slots for image in encoded.images])
+    assert first_slot in (0, *ends), f"token {start} lies inside a picture"
+    return replace(
+        encoded,
+        ids=encoded.ids[start:],
+        supervised=encoded.supervised[start:],
+        positions=encoded.positions[start:],
+        slots=encoded.slots[first_slot:] - start,
+        slot_rows=encoded.slot_rows[first_slot:],
+        images=encoded.images[int(np.searchsorted(ends, first_slot, side="right")) :],
+        token_spans=encoded.token_spans[start:],
+    )
+
+
+def _seen(encoded: Sequence[Encoded], logits: Tensor) -> Tensor:
+    """(prompts, V) bool: ids in the text of each prompt. What stands at picture slots is no text."""
+    seen = torch.zeros(len(encoded), logits.shape[-1], dtype=torch.bool)
+    for row, prompt in enumerate(encoded):
+        seen[row, np.delete(prompt.ids, prompt.slots)] = True
+    return seen.to(logits.device)
+
+
+def _check_finite(logits: Tensor, sequences: Sequence[_Sequence], encoded: Sequence[Encoded]) -> None:
+    for sequence, top in zip(sequences, logits.amax(dim=-1).tolist(), strict=True):
+        if not math.isfinite(top):
+            raise GenerationError(
+                f"the model gave {top} instead of numbers after {len(sequence.ids)} new tokens for prompt "
+                f"{encoded[sequence.prompt].name or sequence.prompt + 1!r}. float16 overflows with some models: use "
+                "bfloat16 or float32; otherwise the weights are damaged."
+            )
+
+
+def _one_token_each(num_rows: int) -> tuple[tuple[int, int, int], ...]:
+    return tuple((row, 0, 1) for row in range(num_rows))

@@ -1,0 +1,161 @@
+"""A conversation that goes on: each turn reuses the keys and values of everything said before."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opsin.encode import Encoded, Encoder
+from opsin.errors import GenerationError
+from opsin.generate.decode import Answer, stream
+from opsin.generate.sampling import Sampling
+from opsin.media.image import ImageMode
+from opsin.media.prepare import PreparedImage
+from opsin.nn.cache import KVCache, decode_dtype
+from opsin.nn.vlm import VLM
+from opsin.spec.model import VLMConfig
+from opsin.text.messages import Conversation, ImageSource, Message, assistant, system, user
+from opsin.text.tokenizer import Tokenizer
+
+
+class ChatModel(Protocol):
+    """What a chat needs of a loaded model (`weights.Model` is one)."""
+
+    vlm: VLM
+    config: VLMConfig
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+
+
+class Chat:
+    """One conversation with a model.
+
+    `ask` answers at once, `stream` piece by piece. Pictures are shown before the text of their turn. A picture is
+    prepared and run once, however many questions follow: the next prompt begins with the tokens of the last one, and
+    what the cache holds of it is not run again.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        *,
+        sampling: Sampling = Sampling(),
+        system_text: str | None = None,
+        image_mode: ImageMode = "display",
+    ) -> None:
+        """system_text: replaces the chat format's own; "" leaves it out where the format allows."""
+        if sampling.num_sequences != 1:
+            raise GenerationError(f"a chat goes on with one answer a turn; num_sequences is {sampling.num_sequences}")
+        self.model = model
+        self.sampling = sampling
+        self._encoder = _RememberingEncoder(model.config, model.tokenizer, image_mode=image_mode)
+        self._opening = () if system_text is None else (system(system_text),)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was said and shown."""
+        self.messages: list[Message] = list(self._opening)
+        self.images: list[ImageSource] = []
+        self.answer: Answer | None = None
+        """The last answer, once it is complete."""
+        self.prompt: Encoded | None = None
+        """The last prompt."""
+        self._encoder.forget_from(0)
+        self._cache: KVCache | None = None
+        self._cached = np.zeros(0, np.int64)
+
+    def ask(self, text: str, *images: ImageSource) -> Answer:
+        """The answer to one more turn."""
+        for _ in self.stream(text, *images):
+            pass
+        assert self.answer is not None
+        return self.answer
+
+    def stream(self, text: str, *images: ImageSource) -> Iterator[str]:
+        """The answer to one more turn, as its text comes; `answer` holds it afterwards.
+
+        A turn that cannot be encoded leaves the conversation as it was. Closing the iterator, or an exception such as
+        KeyboardInterrupt, ends the answer: what was said so far stays in the conversation as its text.
+        """
+        shown = range(len(self.images), len(self.images) + len(images))
+        question = user(text, images=shown)
+        conversation = Conversation((*self.messages, question), (*self.images, *images))
+        self._encoder.forget_from(len(self.images))  # a turn that failed may have left some
+        prompt = self._encoder.encode(conversation)
+        cache = self._reusable_cache(prompt)
+        chunks = stream(self.model.vlm, [prompt], self.model.tokenizer, self.sampling, cache=cache)
+        self.messages.append(question)
+        self.images += images
+        self.answer, self.prompt = None, prompt
+        ids: list[int] = []
+        pieces: list[str] = []
+        try:
+            for chunk in chunks:
+                ids.append(chunk.id)
+                pieces.append(chunk.text)
+                self.answer = chunk.answer
+                if chunk.text:
+                    yield chunk.text
+        finally:
+            self.messages.append(assistant("".join(pieces).strip()))
+            # Every sampled id but the last was run; after an interruption perhaps one less.
+            self._cached = _marked(prompt, ids)[: cache.lengths[0]]
+
+    def _reusable_cache(self, prompt: Encoded) -> KVCache:
+        """The cache, cut to what it has in common with the prompt."""
+        if self._cache is None:
+            weight = self.model.vlm.decoder.embed.weight
+            self._cache = KVCache(
+                self.model.config.decoder,
+                batch_size=1,
+                capacity=prompt.num_tokens + min(self.sampling.max_new_tokens, 512),
+                dtype=decode_dtype(weight.dtype, weight.device),
+                device=weight.device,
+            )
+        self._cache.truncate([_common_length(prompt, self._cached)])
+        return self._cache
+
+
+class _RememberingEncoder(Encoder):
+    """Prepares each picture of a growing conversation once."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._prepared: dict[int, tuple[PreparedImage, tuple[str, ...]]] = {}
+
+    def prepare_image(self, conversation: Conversation, index: int) -> tuple[PreparedImage, tuple[str, ...]]:
+        if index not in self._prepared:
+            self._prepared[index] = super().prepare_image(conversation, index)
+        return self._prepared[index]
+
+    def forget_from(self, index: int) -> None:
+        """Forget all pictures from the one of this number on."""
+        self._prepared = {known: prepared for known, prepared in self._prepared.items() if known < index}
+
+
+def _marked(prompt: Encoded, new_ids: list[int]) -> NDArray[np.int64]:
+    """Ids of prompt and answer, with picture slots as negative numbers that no id equals.
+
+    Pictures of one conversation come in order, so the n-th slot always shows the same part of the same picture.
+    """
+    ids = np.concatenate([prompt.ids, np.array(new_ids, np.int64)])
+    ids[prompt.slots] = -1 - np.arange(len(prompt.slots))
+    return ids
+
+
+def _common_length(prompt: Encoded, cached: NDArray[np.int64]) -> int:
+    """Tokens at the start of the prompt that are cached, at least one less than all, and no picture cut in two."""
+    ids = _marked(prompt, [])
+    length = min(len(ids) - 1, len(cached))
+    differing = np.flatnonzero(ids[:length] != cached[:length])
+    length = int(differing[0]) if len(differing) else length
+    begin = 0
+    for image in prompt.images:
+        end = begin + image.plan.num_slots
+        if begin < end and prompt.slots[begin] < length <= prompt.slots[end - 1]:
+            return int(prompt.slots[begin])
+        begin = end
+    return length
