@@ -53,15 +53,20 @@ class Case:
 
 
 def find_cases(folders: Iterable[Path]) -> list[Path]:
-    """Folders below `folders` that hold a `case.json`, however deep, each recorded case once.
-
-    Copies are told by the content of `case.json`, so that the repository's own copy and the original run once.
-    """
+    """Folders below `folders` that hold a `case.json`, however deep. Folders with the same files count once, so that
+    the repository's own copy of a case and the original run once."""
     found: dict[str, Path] = {}
     for folder in folders:
         for file in sorted(folder.rglob("case.json")):
-            found.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), file.parent)
+            found.setdefault(_fingerprint(file.parent), file.parent)
     return list(found.values())
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def check_equal(actual: NDArray[Any], expected: NDArray[Any], what: str) -> None:

@@ -57,7 +57,7 @@ def run_image_pixels(case: Case) -> None:
     tile = sides.pop()
     vision = tower(tile, next(p for p in (14, 16, 8, 7, tile) if tile % p == 0), preprocessor)
     hub = case.json("config.json")
-    assert (hub["image_aspect_ratio"] or "square") == (case.data["mode"] or "square")
+    assert (hub.get("image_aspect_ratio") or "square") == (case.data.get("mode") or "square")
     config = model(original_resolution(hub, vision), vision)
     checked: set[str] = set()
     for index, image in enumerate(case.data["images"]):

@@ -293,5 +293,5 @@ def _from_grey32(image: Image.Image, notes: list[str]) -> Image.Image:
         low, high = 0.0, usual[0]
     notes.append(f"32-bit grey from {low:g} to {high:g} scaled to 8 bits")
     levels = np.zeros(values.shape, np.uint8)
-    levels[finite] = np.rint((values[finite] - low) * (255 / (high - low)))
+    levels[finite] = np.rint((values[finite] - low) * (255 / (high - low or 1)))
     return Image.fromarray(levels).convert("RGB")

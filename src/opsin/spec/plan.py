@@ -60,7 +60,8 @@ class Canvas:
     def largest(self) -> int:
         """Pixels of the largest picture that drawing this canvas allocates.
 
-        The padded source is not among them: rows are narrowed in bands before they are padded from top and bottom.
+        That may be the one between the resampler's two steps: lines already narrowed, still as many as before. The
+        padded source is never made, because its lines are padded and narrowed in bands.
         """
         (width, height), (_, padded_height) = self.resized, self.padded
         return max(width * height, width * padded_height, self.size[0] * self.size[1])
