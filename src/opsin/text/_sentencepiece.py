@@ -10,9 +10,7 @@ from opsin.text.tokenizer import BaseTokenizer, Place, Tokens, read_added, read_
 
 # sentencepiece_model.proto: the fields and values that are used here.
 PIECES, NORMALIZER, PIECE_TEXT, PIECE_TYPE, ADD_DUMMY_PREFIX = 1, 3, 1, 3, 3
-CONTROL, USER_DEFINED = 3, 4
-# sentencepiece.proto: the answer to one encode call.
-ANSWER_PIECES, ANSWER_ID, ANSWER_BEGIN = 2, 2, 4
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 SPACE = "\u2581"
 
 
@@ -27,14 +25,15 @@ class SentencePieceTokenizer(BaseTokenizer):
     def __init__(self, files: Mapping[str, bytes]) -> None:
         config = read_json(files, "tokenizer_config.json")
         added = read_added(files)
+        added_ids = frozenset(added.values())
         try:
-            model, has_prefix, marked = _without_markup(files["tokenizer.model"], frozenset(added.values()))
+            model, has_prefix = _without_markup(files["tokenizer.model"], added_ids)
             plain = sentencepiece.SentencePieceProcessor(model_proto=model + _dummy_prefix(False))
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, LookupError) as error:
             raise TokenizerError(f"tokenizer.model is not a sentencepiece model: {error}") from None
         size = plain.get_piece_size()
         special = [i for i in range(size) if plain.is_control(i) or plain.is_unknown(i)]
-        controls = {plain.id_to_piece(i): i for i in [*special, *marked] if i not in added.values()} | added
+        controls = {plain.id_to_piece(i): i for i in special if i not in added_ids} | added
         super().__init__(files, controls, max(size, 1 + max(controls.values(), default=0)))
         self._plain = plain
         self._size = size
@@ -49,12 +48,7 @@ class SentencePieceTokenizer(BaseTokenizer):
     def encode(self, text: str, place: Place) -> Tokens:
         """Ids of a text. None is ever a control token, whatever the text says."""
         processor = self._prefixed if place == "start" else self._after_control
-        ids, starts = [], []
-        for field, piece in _fields(processor.encode(text, out_type="serialized_proto")):
-            if field == ANSWER_PIECES:
-                values = dict(_fields(piece))
-                ids.append(values[ANSWER_ID])
-                starts.append(values.get(ANSWER_BEGIN, 0))
+        ids, starts = _read_answer(processor.encode(text, out_type="serialized_proto"))
         if not text.isascii():
             starts = _to_characters(text, starts)
         return Tokens(ids, starts)
@@ -68,15 +62,14 @@ class SentencePieceTokenizer(BaseTokenizer):
         return piece.replace(SPACE, " ").encode()
 
 
-def _without_markup(model: bytes, added_ids: frozenset[int]) -> tuple[bytes, bool, list[int]]:
+def _without_markup(model: bytes, added_ids: frozenset[int]) -> tuple[bytes, bool]:
     """The model with every piece that stands for a control token out of reach of text.
 
     Such are the pieces whose ids added tokens take over (InternLM2's `[UNUSED_TOKEN_145]` is `<|im_end|>`) and those
     that a model finds in text although they look like tags (Yi's `<|im_end|>`). They become control pieces, which
-    sentencepiece never produces. Returns the model, whether it has a dummy prefix, and the ids of the tags.
+    sentencepiece never produces. Returns the model and whether it has a dummy prefix.
     """
     parts: list[bytes] = []
-    tags: list[int] = []
     has_prefix = True
     number = 0
     for field, value, raw in _raw_fields(model):
@@ -86,22 +79,47 @@ def _without_markup(model: bytes, added_ids: frozenset[int]) -> tuple[bytes, boo
             # Most pieces are ordinary: their last field is the score, so their type need not be looked for.
             if number in added_ids or value[-2:-1] == _key(PIECE_TYPE, 0):
                 values = dict(_fields(value))
-                text = values[PIECE_TEXT].decode()
-                is_tag = values.get(PIECE_TYPE) == USER_DEFINED and len(text) > 2 and text[0] == "<" and text[-1] == ">"
-                if is_tag:
-                    tags.append(number)
-                if is_tag or number in added_ids:
+                text, kind = values[PIECE_TEXT].decode(), values.get(PIECE_TYPE, NORMAL)
+                is_tag = kind == USER_DEFINED and len(text) > 2 and text[0] == "<" and text[-1] == ">"
+                if is_tag or (number in added_ids and kind not in (UNKNOWN, CONTROL)):
                     value += _key(PIECE_TYPE, 0) + _varint(CONTROL)  # of a field given twice, the last counts
                     raw = _key(PIECES, 2) + _varint(len(value)) + value
             number += 1
         parts.append(raw)
-    return b"".join(parts), has_prefix, tags
+    return b"".join(parts), has_prefix
 
 
 def _dummy_prefix(add: bool) -> bytes:
     """To append to a model: protobuf joins two values of one message, and the later one counts."""
     setting = _key(ADD_DUMMY_PREFIX, 0) + _varint(add)
     return _key(NORMALIZER, 2) + _varint(len(setting)) + setting
+
+
+def _read_answer(data: bytes) -> tuple[list[int], list[int]]:
+    """Ids and byte offsets of one encode call (a SentencePieceText of sentencepiece.proto).
+
+    The same serialised answer is what every release of sentencepiece gives; its Python classes changed. As the fields
+    of the message and of the pieces in it have keys of their own, the whole is read as one flat list of fields.
+    """
+    text_or_piece, pieces, token_id, surface, begin, end = 0x0A, 0x12, 0x10, 0x1A, 0x20, 0x28
+    ids: list[int] = []
+    starts: list[int] = []
+    position, size = 0, len(data)
+    while position < size:
+        key = data[position]
+        number, position = data[position + 1], position + 2
+        if number > 127:
+            number, position = _read_varint(data, position - 1)
+        if key == token_id:
+            ids.append(number)
+        elif key == begin:
+            starts.append(number)
+        elif key in (text_or_piece, surface):
+            position += number
+        elif key not in (pieces, end):
+            break  # the score, which is last
+    assert len(ids) == len(starts), "sentencepiece left out an offset"
+    return ids, starts
 
 
 def _to_characters(text: str, offsets: list[int]) -> list[int]:
@@ -134,38 +152,38 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 def _raw_fields(data: bytes) -> Iterator[tuple[int, Any, bytes]]:
     """As `_fields`, with the bytes of the whole field. Raises ValueError or IndexError for data that is no protobuf."""
-    position, end = 0, len(data)
-    while position < end:
+    position = 0
+    while position < len(data):
         begin = position
-        key = shift = 0
-        while True:
-            byte = data[position]
-            position += 1
-            key |= (byte & 127) << shift
-            if byte < 128:
-                break
-            shift += 7
+        key, position = _read_varint(data, position)
         wire = key & 7
         value: Any
-        if wire in (0, 2):
-            number = shift = 0
-            while True:
-                byte = data[position]
-                position += 1
-                number |= (byte & 127) << shift
-                if byte < 128:
-                    break
-                shift += 7
-            value = number
+        if wire == 0:
+            value, position = _read_varint(data, position)
+        elif wire in (1, 2, 5):
             if wire == 2:
-                value = data[position : position + number]
-                position += number
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
+                size, position = _read_varint(data, position)
+            else:
+                size = 8 if wire == 1 else 4
             value = data[position : position + size]
             position += size
         else:
             raise ValueError(f"wire type {wire} at byte {begin}")
-        if position > end:
+        if position > len(data):
             raise ValueError(f"it ends inside a field that begins at byte {begin}")
         yield key >> 3, value, data[begin:position]
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """A number and the position after it."""
+    value = data[position]
+    if value < 128:
+        return value, position + 1
+    value &= 127
+    for shift in range(7, 70, 7):
+        position += 1
+        byte = data[position]
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position + 1
+    raise ValueError(f"a number of more than 64 bits before byte {position}")
