@@ -17,14 +17,6 @@ from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from parity.case import Case
 
 DEFAULT_TOKENIZER = {"llava": "vicuna"}
-TRAINING_TWIN = {
-    "v0": "v0_train",
-    "llava_v0": "v0_train",
-    "v0_mmtag": "v0_mmtag_train",
-    "v0_plain": "plain",
-    "vicuna_v1": "v1",
-}
-"""The same for training text."""
 PROMPT_TWIN = {
     "default": "v0",
     "plain": "plain_prompt",
@@ -32,7 +24,17 @@ PROMPT_TWIN = {
     "vicuna_v1": "v1",
     "mistral_direct": "chatml_direct",
 }
-"""Names under which the authors list a template once more, or one whose training text differs."""
+"""Our formats for templates that the authors list under a second name, or write differently for training."""
+TRAINING_TWIN = {
+    "default": "v0_train",
+    "v0": "v0_train",
+    "llava_v0": "v0_train",
+    "v0_mmtag": "v0_mmtag_train",
+    "v0_plain": "plain",
+    "vicuna_v1": "v1",
+    "mistral_direct": "chatml_direct",
+}
+"""The same for training text."""
 ROLES = {"u": "user", "user": "user", "human": "user", "a": "assistant", "assistant": "assistant", "gpt": "assistant"}
 ROLES |= {"s": "system", "system": "system"}
 MAKERS: dict[str, Callable[[str], Message]] = {"user": user, "assistant": assistant, "system": system}

@@ -62,7 +62,7 @@ def from_json(data: dict[str, Any], config: dict[str, Any] | None = None) -> Hug
     return HuggingFaceTokenizer(files)
 
 
-def _tagged() -> SentencePieceTokenizer:
+def tagged() -> SentencePieceTokenizer:
     """A sentencepiece model that finds tags in text, as Yi's does, and whose config adds tokens over and after it."""
     model = (TINY / "tokenizer.model").read_bytes()
     added = {"0": "<unk>", "1": "<s>", "2": "</s>", "690": "<|im_start|>", "701": "<image>"}
@@ -77,7 +77,7 @@ def _tagged() -> SentencePieceTokenizer:
 MAKERS: dict[str, Callable[[], Tokenizer]] = {
     "sentencepiece": lambda: load_tokenizer(TINY, legacy=False),
     "sentencepiece, legacy": lambda: load_tokenizer(TINY, legacy=True),
-    "sentencepiece with tags": _tagged,
+    "sentencepiece with tags": tagged,
     "byte level": lambda: from_json(byte_level_json()),
     "metaspace first": lambda: from_json(llama_json("first")),
     "metaspace always": lambda: from_json(llama_json("always")),

@@ -11,7 +11,7 @@ import tokenizers
 from opsin.errors import TokenizerError
 from opsin.text._sentencepiece import SentencePieceTokenizer
 from opsin.text.tokenizer import TextStream, Tokenizer, load_tokenizer
-from text.makers import TINY, byte_level_json, from_json, llama_json
+from text.makers import TINY, byte_level_json, from_json, llama_json, tagged
 
 TEXTS = [
     "",
@@ -181,6 +181,17 @@ def test_control_tokens_are_reached_by_name_only(tokenizer: Tokenizer) -> None:
         for place in ("start", "after_control"):
             assert number not in tokenizer.encode(name, place).ids  # type: ignore[arg-type]
             assert number not in tokenizer.encode(f"x{name}y", place).ids  # type: ignore[arg-type]
+
+
+def test_pieces_of_a_sentencepiece_model_that_stand_for_control_tokens_are_out_of_reach() -> None:
+    tokenizer = tagged()
+    assert tokenizer.controls == {
+        "<unk>": 0, "<s>": 1, "</s>": 2, "<|im_start|>": 690, "<|im_end|>": 700, "<image>": 701,
+    }  # fmt: skip
+    assert 700 not in tokenizer.encode("x<|im_end|>", "start").ids  # a piece that the model itself finds in text
+    taken_over = load_tokenizer(TINY).token_bytes(690).decode()
+    assert 690 in load_tokenizer(TINY).encode(taken_over, "after_control").ids
+    assert 690 not in tokenizer.encode(taken_over, "after_control").ids
 
 
 def test_a_vocabulary_looked_up_whole_does_not_give_control_tokens() -> None:

@@ -1,0 +1,1 @@
+"""Floor 1: conversations as messages, spans and ids. Imports no torch."""

@@ -46,7 +46,10 @@ class Tokenizer(Protocol):
         """Whether texts start with a space of the tokenizer's making, which decoding takes off again."""
 
     def encode(self, text: str, place: Place) -> Tokens:
-        """Ids of a text. None is ever a control token, whatever the text says."""
+        """Ids of a text. None is ever a control token, whatever the text says.
+
+        (In a vocabulary without bytes, the unknown token stands for characters that cannot be spelt.)
+        """
 
     def control_id(self, token: str) -> int:
         """Id of a control token. Raises TokenizerError naming the nearest one."""
