@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL.Image import Image as PILImage
 
@@ -73,9 +74,24 @@ def run_image_pixels(case: Case) -> None:
         assert list(tiles.shape) == image["pixel_values_shape"], what
         checked |= _check_pixels(case, index, image, tiles, vision, outputs)
         _check_patches(picture, planned, vision, tiles)
-        checked |= _check_transformers(index, image, picture.pixels, config, tiles, theirs, what)
+        checked |= _check_transformers(case, index, picture.pixels, config, tiles, theirs, what)
     unread = (outputs.keys() | theirs.keys()) - checked
     assert not unread, f"{case.name}: recorded, but nobody knows how to check it: {sorted(unread)}"
+
+
+def _allowed(case: Case, vision: VisionConfig) -> float:
+    """0, for the same numbers bit by bit. Pillow 13 began to resample stretched pictures along columns first where that
+    is cheaper, which moves some values by one of 256 levels: across that change one level is allowed."""
+    recorded = int(case.data["versions"]["pillow"].split(".")[0])
+    installed = int(PIL.__version__.split(".")[0])
+    return 0.0 if (recorded < 13) == (installed < 13) else 1.01 / 255 / min(vision.std)
+
+
+def _compare(actual: Array, expected: Array, what: str, allowed: float) -> None:
+    if allowed == 0:
+        check_equal(actual, expected, what)
+    else:
+        check_close(actual, expected, what, atol=1 if actual.dtype == np.uint8 else allowed)
 
 
 def _check_pixels(
@@ -83,11 +99,10 @@ def _check_pixels(
 ) -> set[str]:
     """Whole arrays, or where they are large their hash, slices and moments. Returns the names that were checked."""
     what, name = f"{case.name} {image['file']}", f"pixel_values.{index}"
-    levels = _levels(tiles, vision)
-    if expected := image.get("sha256_float32_le"):
-        assert hashlib.sha256(tiles.astype("<f4").tobytes()).hexdigest() == expected, f"{what}: hash of the floats"
-    if expected := image.get("sha256_uint8_chw"):
-        assert hashlib.sha256(levels.tobytes()).hexdigest() == expected, f"{what}: hash of the 8-bit pixels"
+    levels, allowed = _levels(tiles, vision), _allowed(case, vision)
+    for key, array in (("sha256_float32_le", tiles.astype("<f4")), ("sha256_uint8_chw", levels)):
+        if key in image and allowed == 0:
+            assert hashlib.sha256(array.tobytes()).hexdigest() == image[key], f"{what}: {key}"
     derived = {name: tiles, f"{name}.mean": tiles.mean((-2, -1)), f"{name}.std": tiles.std((-2, -1))}
     # "slice_every_12 = pv[..., 5::12, 5::12]; row_168 = pv[..., 168, :]; uint8 every_4 = u[..., 1::4, 1::4]"
     for key, variable, index_text in re.findall(r"(\w+) = (pv|u)\[\.\.\., ([^\]]*)\]", case.data.get("slices", "")):
@@ -97,9 +112,9 @@ def _check_pixels(
     for key in found:
         if key.endswith((".mean", ".std")):
             # Sums of many float32 numbers depend on their order; std may or may not count the mean's freedom.
-            check_close(derived[key], outputs[key], f"{what} {key}", atol=1e-4)
+            check_close(derived[key], outputs[key], f"{what} {key}", atol=1e-4 + allowed)
         else:
-            check_equal(derived[key], outputs[key], f"{what} {key}")
+            _compare(derived[key], outputs[key], f"{what} {key}", allowed)
     assert found or "sha256_float32_le" in image, f"{what}: nothing is recorded for it"
     return set(found)
 
@@ -128,8 +143,8 @@ def _check_patches(picture: Picture, planned: ImagePlan, vision: VisionConfig, t
 
 
 def _check_transformers(
+    case: Case,
     index: int,
-    image: dict[str, Any],
     opened: PILImage,
     config: VLMConfig,
     original: Array,
@@ -137,6 +152,7 @@ def _check_transformers(
     what: str,
 ) -> set[str]:
     """What transformers makes of the same picture: stored where it differs, else equal to the authors' arrays."""
+    image, allowed = case.data["images"][index], _allowed(case, config.vision)
     if "hf_pil_processor_max_abs_diff" not in image:
         return set()
     if isinstance(config.resolution, AnyRes):
@@ -144,9 +160,10 @@ def _check_transformers(
     tiles = pixels(opened, config.plan(opened.size), config.vision).reshape(original.shape)
     name = f"hf_pixel_values.{index}"
     if name in theirs:
-        check_equal(tiles, theirs[name], f"{what} as transformers prepares it")
+        _compare(tiles, theirs[name], f"{what} as transformers prepares it", allowed)
     difference = np.abs(tiles - original).max()
-    assert abs(difference - image["hf_pil_processor_max_abs_diff"]) < 1e-4, f"{what}: differs by {difference}"
+    recorded = image["hf_pil_processor_max_abs_diff"]
+    assert abs(difference - recorded) < 1e-4 + 2 * allowed, f"{what}: differs by {difference}, recorded {recorded}"
     return {name} & theirs.keys()
 
 

@@ -7,7 +7,8 @@ For LLaVA-1.5 (`Pad`) and a 1024x768 photo the way is
 
 and for LLaVA-NeXT (`AnyRes`) the whole photo once, stretched to 336x336, and once at 672x504 on black 672x672, cut into
 four tiles: (5 * 576, 588). What is drawn where is decided in `spec.resolution`; here it is only done. The numbers equal
-those of the authors' code bit by bit: the resampling is Pillow's, and the arithmetic has the same order and precision.
+those of the authors' code bit by bit, run with the same Pillow: the resampling is Pillow's, and the arithmetic has the
+same order and precision. (Pillow 13 moved some values of stretched pictures by one of 256 levels.)
 """
 
 from collections.abc import Iterator
@@ -95,14 +96,16 @@ def draw_canvas(image: Image.Image, canvas: Canvas) -> Image.Image:
 def _resize(image: Image.Image, canvas: Canvas) -> Image.Image:
     """The padded picture at its new size, equal bit by bit to padding first, without ever holding it padded.
 
-    Pillow resamples along lines first, then along columns, and rounds to 8 bits in between. So bands of lines can be
-    padded and narrowed one at a time, and padding above and below can be added between the two steps. A 16000x100
-    strip padded to a square would take 1 GB; this way it takes a few MB.
+    Pillow resamples a square along lines first, then along columns, and rounds to 8 bits in between. So bands of lines
+    can be padded and narrowed one at a time, and padding above and below can be added between the two steps. A
+    16000x100 strip padded to a square would take 1 GB; this way it takes a few MB.
     """
     if canvas.padded == image.size:
         return image.resize(canvas.resized, Image.Resampling.BICUBIC)
     (padded_width, padded_height), (left, top) = canvas.padded, canvas.pad_offset
     width = canvas.resized[0]
+    # Since version 13 Pillow takes the cheaper order of the two steps, which for squares is the old one.
+    assert (padded_height, *canvas.resized) == (padded_width, width, width), "only squares are padded"
     narrow = Image.new("RGB", (width, padded_height), canvas.fill)
     for y in range(0, image.height, _BAND):
         lines = min(_BAND, image.height - y)
