@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opsin.weights.config import describe as describe
     from opsin.weights.exporter import ExportReport as ExportReport
     from opsin.weights.exporter import export as export
     from opsin.weights.exporter import save_native as save_native
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # Modules are named otherwise than the functions in them: importing `opsin.weights.load` would hide `weights.load`.
 _HOMES = {
     "resolve": "hub",
+    "describe": "config",
     "build": "init",
     "initialise": "init",
     "load": "loader",

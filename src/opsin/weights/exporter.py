@@ -26,9 +26,11 @@ from opsin.spec.model import VLMConfig
 from opsin.spec.rules import Layout, Reshape
 from opsin.text.tokenizer import Tokenizer
 from opsin.weights.account import account, choose_layout, raise_problems
+from opsin.weights.config import FORMAT, NATIVE, read_published
 from opsin.weights.files import INDEX, SINGLE, read_headers
 from opsin.weights.hub import Located
-from opsin.weights.loader import FORMAT, NATIVE, Model, read_published, read_tensors
+from opsin.weights.init import on_meta
+from opsin.weights.loader import Model, read_tensors
 from opsin.weights.rules import Renamer
 
 SHARD_BYTES = 5_000_000_000
@@ -65,7 +67,7 @@ def save_native(
     folder = Path(folder)
     if (folder / "config.json").exists():
         raise WeightError(f"{folder} holds a model in a published layout; save into another folder")
-    state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
+    state = _whole_state(vlm, config)
     with _staged(folder) as staging:
         _write_tensors(staging / SINGLE, state)
         if tokenizer is not None:
@@ -97,7 +99,7 @@ def export(folder: str | Path, model: Model, *, layout: str = "hf", shard_bytes:
         raise unknown("layout", layout, WRITTEN)
     files = model.family.write(model.config, layout)  # refuses models that the layout has no words for
     rules = next(each for each in model.family.layouts(model.config) if each.name == layout)
-    state = to_layout(model.vlm.state_dict(), rules)
+    state = to_layout(_whole_state(model.vlm, model.config), rules)
     with _staged(folder) as staging:
         _write_shards(staging, state, shard_bytes)
         if model.has_tokenizer:
@@ -115,6 +117,19 @@ def export(folder: str | Path, model: Model, *, layout: str = "hf", shard_bytes:
         num_bytes=sum(tensor.nbytes for tensor in state.values()),
         changed=changed,
     )
+
+
+def _whole_state(vlm: VLM, config: VLMConfig) -> dict[str, Tensor]:
+    """Every tensor of a model that is what its config says. Raises WeightError for one that is not."""
+    state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
+    wanted = {name: tensor.shape for name, tensor in on_meta(config).state_dict().items()}
+    wrong = [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]
+    if wrong or len(state) != len(wanted):
+        raise WeightError(
+            f"this model is not what its config says: {len(wrong)} of {len(wanted)} tensors are missing or of another "
+            f"shape ({', '.join(wrong[:3])}). A model that was packed for inference cannot be saved; load it again"
+        )
+    return state
 
 
 def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:

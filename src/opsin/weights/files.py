@@ -5,6 +5,7 @@ safetensors only. Older files are Python pickles, which can run any code when th
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,13 @@ ITEM_BYTES = {
     "F8_E5M2": 1,
 }
 
-CONVERT = """\
-  python -c "import sys, torch; from safetensors.torch import save_file
-  for file in sys.argv[1:]:
-      tensors = torch.load(file, map_location='cpu', weights_only=True)
-      save_file({name: tensor.clone() for name, tensor in tensors.items()}, file.rsplit('.', 1)[0] + '.safetensors')" \
-      FILE..."""
+CONVERT = (
+    'python -c "import sys, torch, safetensors.torch as s; '
+    "[s.save_file({k: v.contiguous().clone() "
+    "for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
+    "f.rsplit('.', 1)[0] + '.safetensors') for f in sys.argv[1:]]\""
+)
+"""A command that turns the pickles named after it into safetensors files beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,14 @@ class Checkpoint:
     """Names that more than one file holds."""
 
 
-def read_headers(path: Path, label: str) -> Checkpoint:
-    """The headers of a folder's weights, or of one file. Raises one WeightError for everything wrong with the files."""
-    files, index = ([path], None) if path.is_file() else _weight_files(path, label)
+def read_headers(path: Path, label: str, *, hint: str = "") -> Checkpoint:
+    """The headers of a folder's weights, or of one file. Raises one WeightError for everything wrong with the files.
+
+    hint: a sentence for people whose folder holds pickles only.
+    """
     if path.is_file() and path.suffix in PICKLES:
-        raise pickles_refused(label, [path.name])
+        raise pickles_refused(label, [path], hint)
+    files, index = ([path], None) if path.is_file() else _weight_files(path, label, hint)
     entries: dict[str, Entry] = {}
     duplicates: dict[str, tuple[Path, ...]] = {}
     problems = []
@@ -130,16 +135,23 @@ def read_header(file: Path) -> dict[str, Entry]:
     return entries
 
 
-def pickles_refused(label: str, names: Iterable[str]) -> WeightError:
-    """The error for weights that exist as pickles only."""
+def pickles_refused(label: str, files: Iterable[Path], hint: str) -> WeightError:
+    """The error for weights that exist as pickles only, with the way to convert them."""
+    files = sorted(files)
+    names = [file.name for file in files]
+    folder, download = str(files[0].parent), ""
+    if all(name.endswith(".json") for name in names):
+        # Of a repository only the index of its pickles was downloaded.
+        folder, download = "FOLDER", f"  hf download {label.partition('@')[0]} --local-dir FOLDER\n"
+    whole = any(name.startswith("pytorch_model") for name in names)
     return WeightError(
-        f"{label} has its weights as Python pickles only ({', '.join(sorted(names)[:4])}). Opening one can run any code "
-        "that is in it, so opsin does not. Convert them once, where you trust them, and load the folder again:\n"
-        + CONVERT
+        f"{label} has its weights as Python pickles only ({', '.join(names[:4])}). Opening one can run any code in it, "
+        f"so opsin does not. {hint}Convert them once, where you trust them, and load the folder again:\n"
+        f"{download}  cd {shlex.quote(folder)} && {CONVERT} {'pytorch_model*.bin' if whole else shlex.join(names)}"
     )
 
 
-def _weight_files(folder: Path, label: str) -> tuple[list[Path], dict[str, str] | None]:
+def _weight_files(folder: Path, label: str, hint: str) -> tuple[list[Path], dict[str, str] | None]:
     """The files that hold the weights and, where there is an index, its map from tensor to file name."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE], None
@@ -156,12 +168,14 @@ def _weight_files(folder: Path, label: str) -> tuple[list[Path], dict[str, str] 
         raise WeightError(f"{label} holds a LoRA adapter, not a model. Merge it into its base model first")
     if found:
         return found, None
-    # A repository's pickles are never downloaded, but the index beside them is.
-    pickles = [file.name for file in folder.iterdir() if file.suffix in PICKLES and file.name != "training_args.bin"]
-    pickles += [file.name for file in folder.glob("*.bin.index.json")]
+    pickles = [file for file in folder.iterdir() if file.suffix in PICKLES and file.name != "training_args.bin"]
+    pickles = pickles or list(folder.glob("*.bin.index.json"))
     if pickles:
-        raise pickles_refused(label, pickles)
-    raise WeightError(f"{label} has no weights: no {SINGLE}, no {INDEX}, no other .safetensors file in {folder}")
+        raise pickles_refused(label, pickles, hint)
+    raise WeightError(
+        f"{label} has no weights: no {SINGLE}, no {INDEX}, no other .safetensors file in {folder}. "
+        "(A repository without may have pickles, which are never downloaded.)"
+    )
 
 
 def _indexed_files(folder: Path, label: str) -> tuple[list[Path], dict[str, str]]:

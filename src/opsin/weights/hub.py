@@ -31,6 +31,11 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
     return locate(name, revision=revision).folder
 
 
+def is_preset(name: str) -> bool:
+    """Whether a name is a preset's id and not the path of something that exists."""
+    return not Path(name).expanduser().exists() and any(each.id == name for each in all_presets())
+
+
 def locate(name: str, *, revision: str | None = None) -> Located:
     """Find a model: a folder of that path first, then a preset, then a repository.
 

@@ -6,7 +6,6 @@ Nothing is allocated before every key is accounted for. Tensors are then views o
 read when they are first used, and written pages are private, so training on a loaded model leaves its files alone.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,22 +16,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from opsin.errors import ConfigError, OpsinError, TokenizerError, WeightError
-from opsin.families import Family, HubConfig, chat, family_for_hub, family_of
+from opsin.errors import ConfigError, TokenizerError, WeightError
+from opsin.families import Family, chat, family_of
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.rules import Reshape
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.weights.account import Account, account, choose_layout, raise_problems
+from opsin.weights.config import read_config, read_json
 from opsin.weights.files import read_headers
-from opsin.weights.hub import Located, locate
+from opsin.weights.hub import locate
 from opsin.weights.init import on_meta
 from opsin.weights.rules import identity
-
-NATIVE = "opsin.json"
-"""Marks a folder whose weights carry our names, and holds the config."""
-FORMAT = 1
-"""Version of `opsin.json`."""
 
 Part = Literal["vision", "connector", "newline", "decoder"]
 
@@ -108,17 +103,17 @@ def load(
     files do not tell (Llama-2 previews of LLaVA in a local folder).
     """
     located = locate(str(name), revision=revision)
-    if not located.folder.is_dir():
-        raise WeightError(f"{located.label} is a file; give the folder that holds config.json and the weights")
-    native = (located.folder / NATIVE).is_file()
-    config, hub = (read_native(located), {}) if native else read_published(located)
+    config, hub = read_config(located)
     if chat_format is not None:
         config = config.replace(chat=chat(chat_format))
     vlm = on_meta(config)
     family = family_of(config)
     shapes = {key: tuple(value.shape) for key, value in vlm.state_dict().items()}
-    checkpoint = read_headers(located.folder, located.label)
-    layouts = (identity(shapes),) if native else family.layouts(config)
+    twin = located.preset.twin if located.preset else None
+    checkpoint = read_headers(
+        located.folder, located.label, hint=f"Preset {twin} has the same weights. " if twin else ""
+    )
+    layouts = family.layouts(config) if hub else (identity(shapes),)
     main = account(checkpoint, choose_layout(layouts, checkpoint), shapes)
     accounts = {located.label: main}
     if tower is not None and not main.absent:
@@ -141,7 +136,7 @@ def load(
         config=config,
         name=located.label,
         layout=main.layout.name,
-        generation=_read_json(located.folder / "generation_config.json") or {},
+        generation=read_json(located.folder / "generation_config.json") or {},
         tokenizer_folder=tokenizer or located.folder,
     )
 
@@ -162,18 +157,6 @@ def load_part(vlm: VLM, part: Part, source: str | Path) -> None:
     with torch.no_grad():
         for name, tensor in read_tensors(found, dtype=None, device="cpu").items():
             own[name].copy_(tensor)
-
-
-def read_native(located: Located) -> VLMConfig:
-    """The config of a folder in our own format. Raises WeightError or ConfigError."""
-    data = _read_json(located.folder / NATIVE) or {}
-    version = data.get("format")
-    if not isinstance(version, int) or version > FORMAT:
-        raise WeightError(
-            f"{located.folder / NATIVE} has format {version!r}; this version of opsin reads formats up to {FORMAT}. "
-            "Update opsin"
-        )
-    return VLMConfig.parse(data.get("config"), where=str(located.folder / NATIVE))
 
 
 def main_dtype(found: Account) -> torch.dtype:
@@ -202,23 +185,6 @@ def read_tensors(found: Account, *, dtype: torch.dtype | None, device: str | tor
         except (SafetensorError, OSError) as error:
             raise WeightError(f"{file}: cannot be read ({error})") from None
     return state
-
-
-def read_published(located: Located) -> tuple[VLMConfig, HubConfig]:
-    """The config of a folder in a published layout, and its config.json. Raises WeightError or ConfigError."""
-    folder = located.folder
-    hub = _read_json(folder / "config.json")
-    if hub is None:
-        raise WeightError(f"{located.label} has neither config.json nor {NATIVE}: it is not a model's folder")
-    preprocessor = _read_json(folder / "preprocessor_config.json")
-    if preprocessor is None:
-        # transformers 5 writes one file for the whole processor.
-        preprocessor = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
-    known = located.preset.config.chat if located.preset else None
-    try:
-        return family_for_hub(hub).from_hub(hub, preprocessor, chat=known), hub
-    except OpsinError as error:
-        raise type(error)(f"{located.label}: {error}") from None
 
 
 def _account_part(
@@ -253,16 +219,3 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not known. Known: auto, float32, bfloat16, float16, float64")
     return DTYPES[dtype]
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is no such file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise WeightError(f"{path} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise WeightError(f"{path} holds {type(data).__name__}, not a table of keys")
-    return data

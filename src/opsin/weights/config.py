@@ -1,0 +1,72 @@
+"""What a model's folder says about it, without its weights and without torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from opsin.errors import OpsinError, WeightError
+from opsin.families import HubConfig, family_for_hub, preset
+from opsin.spec.model import VLMConfig
+from opsin.weights.hub import Located, is_preset, locate
+
+NATIVE = "opsin.json"
+"""Marks a folder whose weights carry our names, and holds the config."""
+FORMAT = 1
+"""Version of `opsin.json`."""
+
+
+def describe(name: str, *, revision: str | None = None) -> VLMConfig:
+    """The config of a preset, a folder or a repository. Nothing is downloaded for a preset; no weights are read."""
+    if is_preset(name):
+        return preset(name).config
+    return read_config(locate(name, revision=revision))[0]
+
+
+def read_config(located: Located) -> tuple[VLMConfig, HubConfig]:
+    """The config of a folder, and its config.json where it is in a published layout, else an empty one.
+
+    Raises WeightError where there is no model, ConfigError where its description does not hold together.
+    """
+    if not located.folder.is_dir():
+        raise WeightError(f"{located.label} is a file; give the folder that holds config.json and the weights")
+    return (read_native(located), {}) if (located.folder / NATIVE).is_file() else read_published(located)
+
+
+def read_native(located: Located) -> VLMConfig:
+    """The config of a folder in our own format."""
+    path = located.folder / NATIVE
+    data = read_json(path) or {}
+    version = data.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise WeightError(f"{path} has format {version!r}; this opsin reads formats up to {FORMAT}. Update opsin")
+    return VLMConfig.parse(data.get("config"), where=str(path))
+
+
+def read_published(located: Located) -> tuple[VLMConfig, HubConfig]:
+    """The config of a folder in a published layout, and its config.json. `auto_map` and its kind are never followed."""
+    folder = located.folder
+    hub = read_json(folder / "config.json")
+    if hub is None:
+        raise WeightError(f"{located.label} has neither config.json nor {NATIVE}: it is not a model's folder")
+    preprocessor = read_json(folder / "preprocessor_config.json")
+    if preprocessor is None:
+        # transformers 5 writes one file for the whole processor.
+        preprocessor = (read_json(folder / "processor_config.json") or {}).get("image_processor")
+    known = located.preset.config.chat if located.preset else None
+    try:
+        return family_for_hub(hub).from_hub(hub, preprocessor, chat=known), hub
+    except OpsinError as error:
+        raise type(error)(f"{located.label}: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no such file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightError(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise WeightError(f"{path} holds {type(data).__name__}, not a table of keys")
+    return data
