@@ -1,7 +1,7 @@
-"""What the published repositories say about themselves: their config files, and the names and shapes of their tensors.
+"""What the published repositories say about themselves: config files, and the names and shapes of their tensors.
 
-Config files hold the keys that matter, as published: the converted ones are partial, and mean transformers' defaults for
-what they leave out. Names are written from the published listings, not made by the rules that are tested with them.
+Config files hold the keys that matter, as published: the converted ones are partial, and mean transformers' defaults
+for what they leave out. Names are written from the published listings, not made by the rules that are tested with them.
 """
 
 from typing import Any

@@ -6,8 +6,8 @@ from math import prod
 from pathlib import Path
 
 import pytest
-from families.published import CONFIGS, TENSORS
 
+from families.published import CONFIGS, TENSORS
 from opsin import families
 from opsin.errors import ConfigError, UnknownNameError
 from opsin.families import Preset
@@ -34,7 +34,7 @@ def test_every_preset_has_its_published_tensors_listed() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=by_id)
 def test_every_tensor_of_the_published_checkpoint_is_accounted_for(preset: Preset) -> None:
-    """The full-size model, on the meta device, written backwards into its layout: names and shapes of the repository."""
+    """The full-size model, on the meta device, written backwards into its layout: the repository's names and shapes."""
     name, published = TENSORS[preset.id]
     family = families.family_of(preset.config)
     renamer = Renamer(next(layout for layout in family.layouts(preset.config) if layout.name == name))
@@ -165,7 +165,7 @@ def test_no_published_description_is_taken_by_two_families() -> None:
 
 def test_a_model_of_no_family_is_refused_by_name() -> None:
     hub = {"model_type": "idefics", "architectures": ["IdeficsForVisionText2Text"]}
-    with pytest.raises(ConfigError, match="'idefics'.*no family here reads.*LLaVA-NeXT"):
+    with pytest.raises(ConfigError, match=r"'idefics'.*no family here reads.*LLaVA-NeXT"):
         families.family_for_hub(hub)
 
 
