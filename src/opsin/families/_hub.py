@@ -17,7 +17,7 @@ from opsin.families._family import HubConfig
 from opsin.families._parts import clip_tower
 from opsin.spec.chat import ChatFormat
 from opsin.spec.connector import ConnectorConfig, LinearConnector, MLPConnector
-from opsin.spec.decoder import DecoderConfig, RopeConfig
+from opsin.spec.decoder import DecoderConfig
 from opsin.spec.model import VLMConfig
 from opsin.spec.plan import Size
 from opsin.spec.resolution import AnyRes, CenterCrop, Pad, ResolutionConfig
@@ -320,7 +320,7 @@ def _decoder(text: HubConfig, kind: str, where: str) -> DecoderConfig:
             "mlp_dim": get("intermediate_size"),
             "head_dim": None if head_dim is None or head_dim * heads == dim else head_dim,
             "norm_eps": get("rms_norm_eps"),
-            "rope": RopeConfig(theta=rope.get("rope_theta", get("rope_theta"))),
+            "rope": {"theta": rope.get("rope_theta", get("rope_theta"))},
             "max_positions": positions,
         },
         where=where,

@@ -111,7 +111,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             raw = json.loads(stream.read(length))
     except OSError as error:
         raise WeightError(f"{file.name}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, WeightError):
             raise
         raise WeightError(f"{file.name}: its header of {length} bytes is not JSON") from None
