@@ -58,7 +58,8 @@ def locate(name: str, *, revision: str | None = None) -> Located:
             f"one of the presets: {', '.join(ids)}"
         ) from None
     if not found.hub:
-        raise WeightError(f"preset {name!r} cannot be downloaded. {found.access}")
+        access = found.access or "It is a size for tests without weights; opsin.weights.build draws random ones"
+        raise WeightError(f"preset {name!r} cannot be downloaded. {access}")
     return _download(found.hub[0], revision, found)
 
 
