@@ -1,8 +1,8 @@
 """What stands in each patch of a picture: the dense supervision of the vision tower, and pictures typed with words.
 
 The language model's pretraining text holds typed pictures: 81 words, one per patch, as people once drew with a
-typewriter. A patch of the background is typed as the place it lies in, the middle of a shape as the shape's name and the
-rest of it as its colour, letters and digits as themselves, the foot of a bar as `bar` and its top as its value.
+typewriter. A patch of the background is typed as the place it lies in, the middle of a shape as the shape's name and
+the rest of it as its colour, letters and digits as themselves, the foot of a bar as `bar` and its top as its value.
 """
 
 import random

@@ -1,8 +1,8 @@
 """Muon with AdamW for the rest: the optimiser that makes the small parts learn fast.
 
 Muon (Keller Jordan, 2024) replaces the momentum of a weight matrix by the nearest matrix with orthonormal rows or
-columns, found by a few Newton-Schulz steps. Matrices of equal shape are handled as one batch, in float32: half precision
-is slow on processors without instructions for it.
+columns, found by a few Newton-Schulz steps. Matrices of equal shape are handled as one batch, in float32: half
+precision is slow on processors without instructions for it.
 """
 
 from collections.abc import Iterable

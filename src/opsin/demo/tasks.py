@@ -1,6 +1,7 @@
 """Captions, questions and answers about a scene; the seeded samples of training and evaluation; how answers are scored.
 
-Eighteen tasks. Counting, comparing, reading whole rows, words and numbers are hard for a small model and stay in the mix.
+Eighteen tasks. Counting, comparing, reading whole rows, words and numbers is hard for a small model and stays in the
+mix.
 Where one scene allows several questions of a task, answers that are rare are asked for as often as common ones, so that
 always giving a task's commonest answer earns little.
 """
@@ -81,7 +82,7 @@ class HeldOutQuestion(NamedTuple):
 
 
 def heldout_questions(seed: int, *, per_task: int) -> list[HeldOutQuestion]:
-    """The first `per_task` questions of every task that the `heldout` split offers, at most two of a task per picture."""
+    """The first `per_task` questions of every task in the `heldout` split, at most two of a task per picture."""
     found: dict[str, list[HeldOutQuestion]] = {task: [] for task in TASKS}
     index = 0
     while any(len(questions) < per_task for questions in found.values()):
@@ -166,7 +167,7 @@ def _plural(shape: str) -> str:
 ALL_GROUPS = (*map(_plural, SHAPES), *(f"{color} shapes" for color in COLORS))
 """Whatever can be counted."""
 
-# Each maker yields at most one (what fills the question's blanks, answer); nothing where the scene has no such question.
+# Each maker yields at most one (what fills the question's blanks, answer); nothing where a scene has no such question.
 Found = Iterator[tuple[dict[str, str], str]]
 Maker = Callable[[Scene, random.Random, Split], Found]
 
