@@ -60,9 +60,10 @@ class AnswerText:
 
     def _take(self, text: str) -> tuple[str, bool]:
         text = self._held + text
-        found = [place for stop in self._stop_strings if (place := text.find(stop)) >= 0]
+        # The one that is complete first, so that it does not matter in which portions the text comes.
+        found = [(place + len(stop), place) for stop in self._stop_strings if (place := text.find(stop)) >= 0]
         if found:
-            return self._trim(text[: min(found)]), True
+            return self._trim(text[: min(found)[1]]), True
         certain = len(text) - self._possible_stop(text)
         self._held = text[certain:]
         return self._trim(text[:certain]), False

@@ -1,5 +1,6 @@
 """The language model: a Llama-shaped causal decoder (arXiv:2302.13971)."""
 
+import torch
 from torch import Tensor, nn
 
 from opsin.nn.attention import Attention
@@ -38,7 +39,9 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        # Numbers come from a checkpoint or from `weights.init`. nn.Embedding(...) would draw some of its own, which on the
+        # meta device loads torch's compiler: a second on every start.
+        self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.dim), freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)

@@ -1,0 +1,224 @@
+"""`opsin chat`: talk with a model about pictures, once or back and forth."""
+
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opsin.cli._options import MODE_HELP, Mode
+from opsin.errors import ConfigError, MediaError, OpsinError, nearest
+from opsin.media.image import image_size
+
+if TYPE_CHECKING:
+    from opsin.generate import Chat
+
+COMMANDS = {
+    "/image": "PATH   show a picture with the next question; may be repeated",
+    "/reset": "        forget everything that was said and shown",
+    "/help": "         this list",
+    "/quit": "         end (so does Ctrl-D); Ctrl-C stops an answer",
+}
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="A model's folder, a preset's id, or a hub repository.")],
+    prompt: Annotated[str | None, typer.Argument(help="A question; without one you talk back and forth.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option("--image", "-i", help="A picture for the first question; may be repeated.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token; 1 draws as trained.")] = 0.0,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from this many likeliest tokens.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: less of what was said already.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
+    system: Annotated[str | None, typer.Option(help="Replaces the system text of the model's chat format.")] = None,
+    mode: Annotated[Mode, typer.Option(help=MODE_HELP)] = Mode.display,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto keeps the checkpoint's.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print the answer to PROMPT as JSON, with usage.")] = False,
+) -> None:
+    """Talk with a model about pictures.
+
+    With PROMPT: one answer, streamed. Without: back and forth, also with questions piped in line by line; /help lists
+    what can be typed. Pictures stand before the text of their question. Settings are the ones given here, whatever the
+    model's generation_config.json says.
+
+    Examples:
+
+        opsin chat llava-1.5-7b "What is unusual about this picture?" --image photo.jpg
+
+        opsin chat llava-hf/llava-1.5-7b-hf --image left.jpg --image right.jpg
+
+        opsin chat ./demo/model "Which shapes are there?" -i test.png --json
+    """
+    if json and prompt is None:
+        raise ConfigError("--json prints one answer; give a PROMPT")
+    images = image or []
+    for path in images:  # before the model is loaded, which takes longer
+        image_size(path, mode=mode.value)
+    # Torch is imported from here on.
+    from opsin.generate import Chat, Sampling
+    from opsin.generate.ready import load_ready
+
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    started = time.perf_counter()
+    _remark(f"loading {model} ...")
+    loaded = load_ready(model, device=device, dtype=dtype)
+    session = Chat(loaded, sampling=sampling, system_text=system, image_mode=mode.value)
+    seconds = time.perf_counter() - started
+    if json:
+        assert prompt is not None
+        typer.echo(_as_json(session, prompt, images, load_seconds=seconds))
+    elif prompt is not None:
+        _answer(session, prompt, images)
+    else:
+        _remark(f"{loaded.name} is ready after {seconds:.1f} s. /help lists what you can type.")
+        Interactive(session, mode).run(images)
+
+
+class Interactive:
+    """The loop of questions and answers."""
+
+    def __init__(self, session: "Chat", mode: Mode) -> None:
+        self.session = session
+        self.mode = mode
+        self.waiting: list[str] = []
+        """Pictures for the next question."""
+
+    def run(self, images: list[str]) -> None:
+        """Answer line by line until the input ends."""
+        for path in images:
+            self._show(path)
+        if sys.stdin.isatty():
+            _edit_lines()
+        while True:
+            try:
+                line = input("> " if sys.stdin.isatty() else "")
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if not sys.stdin.isatty():
+                    raise
+                _remark("\n/quit or Ctrl-D ends")
+                continue
+            if line.strip() == "/quit":
+                return
+            try:
+                self._take(line)
+            except KeyboardInterrupt:
+                _remark("\n(stopped)", always=True)
+            except OpsinError as error:
+                if isinstance(error, MediaError):
+                    self.waiting.clear()
+                print(f"error: {error}", file=sys.stderr, flush=True)
+
+    def _take(self, line: str) -> None:
+        command, _, rest = line.partition(" ")
+        if command == "/image":
+            self._show(rest.strip().strip("'\""))
+        elif command == "/reset":
+            self.session.reset()
+            self.waiting.clear()
+            _remark("everything is forgotten")
+        elif command == "/help":
+            print("\n".join(f"{name} {text}" for name, text in COMMANDS.items()), file=sys.stderr)
+        elif command[:1] == "/" and command.count("/") == 1:
+            raise ConfigError(
+                f"no command {command!r}{nearest(command, COMMANDS)}; /help lists them. "
+                "A question that begins with / needs a space before it"
+            )
+        elif line.strip():
+            _answer(self.session, line.strip(), self.waiting)
+            self.waiting = []
+
+    def _show(self, path: str) -> None:
+        """Check a picture now, and keep it for the next question."""
+        if not path:
+            raise ConfigError("/image needs the path of a picture")
+        expanded = str(Path(path).expanduser())
+        size = image_size(expanded, mode=self.mode.value)
+        slots = self.session.model.config.plan(size).num_slots
+        self.waiting.append(expanded)
+        _remark(f"{Path(path).name}, {size[0]}x{size[1]}: {slots} tokens, shown with the next question")
+
+
+def _answer(session: "Chat", text: str, images: list[str]) -> None:
+    """Stream one answer to standard output."""
+    clean = sys.stdout.isatty()
+    try:
+        for piece in session.stream(text, *images):
+            print(printable(piece) if clean else piece, end="", flush=True)
+    finally:
+        if session.prompt is not None and session.messages[-1].role == "assistant":
+            print(flush=True)
+    assert session.prompt is not None
+    assert session.answer is not None
+    for note in session.prompt.notes:
+        _remark(f"note: {note}")
+    usage, took = session.answer.usage, session.answer.prefill_seconds + session.answer.decode_seconds
+    speed = (usage.new_tokens - 1) / max(session.answer.decode_seconds, 1e-9)
+    _remark(
+        f"({usage.image_tokens} picture and {usage.text_tokens} text tokens, {usage.new_tokens} new in {took:.1f} s"
+        + (f", {speed:.1f} a second)" if usage.new_tokens > 1 else ")")
+    )
+
+
+def _as_json(session: "Chat", text: str, images: list[str], *, load_seconds: float) -> str:
+    from json import dumps
+
+    answer = session.ask(text, *images)
+    assert session.prompt is not None
+    plans = [image.plan for image in session.prompt.images]
+    pictures = [
+        {"picture": path, "size": plan.size, "tiles": plan.num_tiles, "tokens": plan.num_slots}
+        for path, plan in zip(images, plans, strict=True)
+    ]
+    usage: dict[str, Any] = asdict(answer.usage)
+    usage["prompt_tokens"] = answer.usage.text_tokens + answer.usage.image_tokens
+    return dumps(
+        {
+            "model": str(getattr(session.model, "name", "")),
+            "text": answer.text,
+            "finish": answer.finish,
+            "usage": usage,
+            "pictures": pictures,
+            "notes": session.prompt.notes,
+            "seconds": {
+                "load": round(load_seconds, 3),
+                "prefill": round(answer.prefill_seconds, 3),
+                "decode": round(answer.decode_seconds, 3),
+            },
+        },
+        indent=1,
+        ensure_ascii=False,
+    )
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which a terminal would obey: line breaks and tabs stay."""
+    return "".join(each for each in text if each in "\n\t" or not (ord(each) < 32 or 127 <= ord(each) < 160))
+
+
+def _remark(text: str, *, always: bool = False) -> None:
+    """Something beside the answers, on standard error; only for people, unless it must be said."""
+    if always or sys.stderr.isatty():
+        style = ("\033[2m", "\033[0m") if sys.stderr.isatty() else ("", "")
+        print(f"{style[0]}{text}{style[1]}", file=sys.stderr, flush=True)
+
+
+def _edit_lines() -> None:
+    """Arrow keys and history for `input`, where the system has them."""
+    with suppress(ImportError):
+        import readline  # noqa: F401
