@@ -52,7 +52,7 @@ class Family:
     tiny: Preset
     """The same parts at a size for tests: random weights, milliseconds on a CPU."""
     recipes: tuple[str, ...]
-    """Names of the recipes that train it, in order of the stages."""
+    """Names of the shipped recipes that train it (`opsin train NAME`), in order of the stages."""
     matches: Callable[[HubConfig], bool]
     """Whether a published config.json describes this family."""
     accepts: Callable[[VLMConfig], bool]

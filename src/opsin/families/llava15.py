@@ -152,7 +152,7 @@ LLAVA15 = Family(
     paper="Improved Baselines with Visual Instruction Tuning, arXiv:2310.03744",
     presets=PRESETS,
     tiny=TINY,
-    recipes=("llava15-stage1", "llava15-stage2"),
+    recipes=("llava-1.5/pretrain", "llava-1.5/finetune"),
     matches=_matches,
     accepts=lambda config: config.connector.kind == "mlp" and config.resolution.kind != "anyres",
     chat_for=_chat_for,

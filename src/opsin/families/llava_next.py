@@ -158,7 +158,7 @@ LLAVA_NEXT = Family(
     paper="LLaVA-NeXT: Improved reasoning, OCR, and world knowledge (blog, 2024-01-30)",
     presets=PRESETS,
     tiny=TINY,
-    recipes=("llava-next-stage1", "llava-next-stage2"),
+    recipes=("llava-next/pretrain", "llava-next/finetune"),
     matches=_matches,
     accepts=lambda config: config.resolution.kind == "anyres",
     chat_for=_chat_for,

@@ -214,7 +214,7 @@ def _staged(folder: Path) -> Iterator[Path]:
         staging.mkdir(parents=True)
         yield staging
     except (OSError, SafetensorError) as error:
-        raise WeightError(f"{folder} cannot be written: {error}. What was there before is unchanged") from None
+        raise WeightError(f"{folder} cannot be written: {error}. Nothing that was there has changed") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -235,11 +235,14 @@ def _move_into(staging: Path, folder: Path) -> None:
     old, new = folder / NATIVE, staging / NATIVE
     for file in staging.iterdir():
         _flush(file)
-    if old.is_file() and old.read_bytes() != new.read_bytes():
-        old.unlink()  # so that a crash on the way cannot leave new weights under an old config
-    for file in sorted(staging.iterdir(), key=lambda each: each.name == NATIVE):
-        file.replace(folder / file.name)
-    _flush(folder)
+    try:
+        if old.is_file() and old.read_bytes() != new.read_bytes():
+            old.unlink()  # so that a crash on the way cannot leave new weights under an old config
+        for file in sorted(staging.iterdir(), key=lambda each: each.name == NATIVE):
+            file.replace(folder / file.name)
+        _flush(folder)
+    except OSError as error:
+        raise WeightError(f"{folder} was replaced only in part: {error}. Save the model again") from None
 
 
 def _flush(path: Path) -> None:
