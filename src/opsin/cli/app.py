@@ -125,10 +125,11 @@ def explain(error: Exception) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # a wrong option or argument; typer's own types have moved between versions
         option, possible = getattr(error, "option_name", None), getattr(error, "possibilities", None)
         context = getattr(error, "ctx", None)
-        where = f" See `{context.command_path} --help`." if context else ""
         if option is not None and type(error).__name__ == "NoSuchOption":
-            return f"no option {option}{nearest(option, possible or ())}.{where}", 2
-        return f"{error.format_message()}{where}", 2
+            message = f"no option {option}{nearest(option, possible or ())}"
+        else:
+            message = error.format_message().rstrip(".")
+        return f"{message}. See `{context.command_path} --help`." if context else f"{message}.", 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}", 2
     if isinstance(error, OSError | MemoryError) or type(error).__name__ == "OutOfMemoryError":

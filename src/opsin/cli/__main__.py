@@ -1,0 +1,5 @@
+"""`python -m opsin.cli`."""
+
+from opsin.cli import main
+
+main()
