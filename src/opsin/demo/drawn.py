@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from opsin.demo.fonts import Mask, glyph
-from opsin.demo.scene import BAR_STEP, MAX_BAR, SIDE, Rgb, Scene, Thing, Writing
+from opsin.demo.scene import BAR_STEP, MAX_BAR, SIDE, Ground, Rgb, Scene, Thing, Writing
 
 Canvas = NDArray[np.float32]
 """(SIDE, SIDE, 3), 0 to 255."""
@@ -18,7 +18,7 @@ _OVERSAMPLING = 4
 
 def draw(scene: Scene) -> Image.Image:
     """The picture of a scene: RGB, SIDE x SIDE. The same scene always gives the same pixels."""
-    canvas = _background(scene)
+    canvas = _background(scene.ground)
     if scene.bars:
         _draw_chart(canvas, scene)
     for thing in scene.things:
@@ -39,13 +39,13 @@ def _ramp() -> NDArray[np.float32]:
     return np.linspace(-0.5, 0.5, SIDE, dtype=np.float32)
 
 
-def _background(scene: Scene) -> Canvas:
-    across, down = scene.gradient
+def _background(ground: Ground) -> Canvas:
+    across, down = ground.gradient
     slope = _ramp()[:, None] * down + _ramp()[None, :] * across
-    canvas = slope[:, :, None] + np.array(scene.background, np.float32)
-    if scene.noise:
-        x, y = scene.noise_offset
-        canvas += _grain()[y : y + SIDE, x : x + SIDE] * np.float32(scene.noise)
+    canvas = slope[:, :, None] + np.array(ground.rgb, np.float32)
+    if ground.noise:
+        x, y = ground.noise_offset
+        canvas += _grain()[y : y + SIDE, x : x + SIDE] * np.float32(ground.noise)
     # Room for grain and slope at both ends: nothing drawn later leaves 0..255.
     return np.clip(canvas, 0, 255, out=canvas)
 
@@ -73,7 +73,7 @@ def _draw_writing(canvas: Canvas, writing: Writing) -> None:
 
 
 def _draw_chart(canvas: Canvas, scene: Scene) -> None:
-    dark = sum(scene.background) < 3 * 128
+    dark = sum(scene.ground.rgb) < 3 * 128
     ink = np.array((200, 200, 200) if dark else (70, 70, 70), np.float32)
     foot = scene.baseline
     if scene.gridlines:

@@ -1,8 +1,8 @@
 """What stands in each patch of a picture: the dense supervision of the vision tower, and pictures typed with words.
 
-The language model's pretraining text holds typed pictures: 81 words, one per patch, as people once drew with a
-typewriter. A patch of the background is typed as the place it lies in, the middle of a shape as the shape's name and
-the rest of it as its colour, letters and digits as themselves, the foot of a bar as `bar` and its top as its value.
+The language model's pretraining text holds typed pictures, as people once drew with a typewriter: one place per patch,
+and in it, struck over each other, the words for where it is, for its colour and for what is centred there: a shape's
+name, a letter, a digit, the foot of a bar (`bar`) or its top (its value).
 """
 
 import random
@@ -87,22 +87,23 @@ def _covered(start: float, stop: float) -> slice:
     return slice(first, last + 1)
 
 
-def typed_picture(labels: PatchLabels, rng: random.Random, *, dropout: float = 0.0) -> str:
-    """The picture as text: one word or character per patch, row by row, on one line.
+def typed_picture(labels: PatchLabels, rng: random.Random, *, dropout: float = 0.0) -> list[tuple[str, ...]]:
+    """For each patch, row by row, the words struck there: its place, its colour, and what is centred in it.
 
-    dropout: how often a patch that is covered but holds no anchor is typed as background, so that a reader of such
-    pictures learns to need none of them in particular.
+    Words begin with a space, letters and digits do not: each is one token.
+    dropout: how often a word is left out, so that a reader learns to need none in particular. What is centred stays.
     """
-    words = []
+    patches = []
     for row in range(GRID):
         for column in range(GRID):
+            words = [f" {ROWS[row // 3]}", f" {COLUMNS[column // 3]}"]
+            if labels.ink[row, column] != NOTHING:
+                words.append(f" {INKS[labels.ink[row, column]]}")
+            if dropout:
+                words = [word for word in words if rng.random() >= dropout]
             name = ANCHORS[labels.anchor[row, column]]
-            ink = labels.ink[row, column]
             if name != "nothing":
                 name = name.removeprefix("value ")
-            elif ink != NOTHING and rng.random() >= dropout:
-                name = INKS[ink]
-            else:
-                name = ROWS[row // 3] if (row + column) % 2 == 0 else COLUMNS[column // 3]
-            words.append(name if len(name) == 1 else f" {name}")
-    return "".join(words)
+                words.append(name if len(name) == 1 else f" {name}")
+            patches.append(tuple(words))
+    return patches

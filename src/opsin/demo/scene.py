@@ -119,10 +119,23 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
+class Ground:
+    """How the background looks."""
+
+    rgb: Rgb
+    gradient: tuple[int, int]
+    """Change of brightness from edge to edge, across and down."""
+    noise: int
+    """Amplitude of the grain."""
+    noise_offset: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything that a picture shows, and how its background looks."""
+    """Everything that a picture shows."""
 
     kind: Literal["objects", "text", "bars"]
+    ground: Ground
     things: tuple[Thing, ...] = ()
     """Row by row."""
     writings: tuple[Writing, ...] = ()
@@ -131,12 +144,6 @@ class Scene:
     baseline: int = 0
     """Foot of the bars, in pixels from the top."""
     gridlines: bool = False
-    background: Rgb = (240, 240, 240)
-    gradient: tuple[int, int] = (0, 0)
-    """Change of brightness from edge to edge, across and down."""
-    noise: int = 0
-    """Amplitude of the grain."""
-    noise_offset: tuple[int, int] = (0, 0)
 
 
 def is_heldout(kind: Literal["pair", "word", "number", "bars"], name: str) -> bool:
@@ -154,23 +161,26 @@ _PAIRS = {"train": TRAIN_PAIRS, "heldout": HELDOUT_PAIRS}
 
 def draw_scene(rng: random.Random, split: Split) -> Scene:
     """A random scene of the split."""
-    light = rng.random() < 0.7
-    value = rng.randint(205, 250) if light else rng.randint(8, 55)
-    background = tuple(min(255, max(0, value + rng.randint(-7, 7))) for _ in range(3))
-    look = {
-        "background": background,
-        "gradient": (rng.randint(-14, 14), rng.randint(-14, 14)),
-        "noise": rng.choice((0, 4, 8, 14)),
-        "noise_offset": (rng.randrange(128), rng.randrange(128)),
-    }
+    ground = _ground(rng)
     dice = rng.random()
     if dice < 0.42:
         cells = [(row, column) for row in range(3) for column in range(3)]
         count = rng.choice((1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8))
-        return Scene("objects", things=_things(rng, split, cells, count), **look)
+        return Scene("objects", things=_things(rng, split, cells, count), ground=ground)
     if dice < 0.78:
-        return _text_scene(rng, split, look)
-    return _bar_scene(rng, split, look)
+        return _text_scene(rng, split, ground)
+    return _bar_scene(rng, split, ground)
+
+
+def _ground(rng: random.Random) -> Ground:
+    value = rng.randint(205, 250) if rng.random() < 0.7 else rng.randint(8, 55)
+    red, green, blue = (min(255, max(0, value + rng.randint(-7, 7))) for _ in range(3))
+    return Ground(
+        rgb=(red, green, blue),
+        gradient=(rng.randint(-14, 14), rng.randint(-14, 14)),
+        noise=rng.choice((0, 4, 8, 14)),
+        noise_offset=(rng.randrange(128), rng.randrange(128)),
+    )
 
 
 def _pair(rng: random.Random, split: Split, *, shape: str | None = None, color: str | None = None) -> tuple[str, str]:
@@ -212,13 +222,13 @@ def _tint(rng: random.Random, color: str) -> Rgb:
     return red, green, blue
 
 
-def _text_scene(rng: random.Random, split: Split, look: dict) -> Scene:
+def _text_scene(rng: random.Random, split: Split, ground: Ground) -> Scene:
     kinds = rng.choice((("word",), ("number",), ("word", "number"), ("number", "word")))
     rows = sorted(rng.sample(range(3), len(kinds)))
     writings = tuple(_writing(rng, split, kind, row) for kind, row in zip(kinds, rows, strict=True))
     cells = [(row, column) for row in range(3) if row not in rows for column in range(3)]
     things = _things(rng, split, cells, rng.randint(0, 3))
-    return Scene("text", things=things, writings=writings, **look)
+    return Scene("text", things=things, writings=writings, ground=ground)
 
 
 def _word(rng: random.Random, split: Split) -> str:
@@ -260,7 +270,7 @@ def _writing(rng: random.Random, split: Split, kind: str, row: int) -> Writing:
     return Writing(text, color, row, style, height, pitch, baseline, _tint(rng, color))
 
 
-def _bar_scene(rng: random.Random, split: Split, look: dict) -> Scene:
+def _bar_scene(rng: random.Random, split: Split, ground: Ground) -> Scene:
     count = rng.randint(2, 6)
     while True:
         colors = rng.sample(list(COLORS), count)
@@ -277,4 +287,4 @@ def _bar_scene(rng: random.Random, split: Split, look: dict) -> Scene:
         Bar(color, value, first + i * room, first + i * room + width, _tint(rng, color))
         for i, (color, value) in enumerate(zip(colors, values, strict=True))
     )
-    return Scene("bars", bars=bars, baseline=rng.randint(97, 101), gridlines=rng.random() < 0.6, **look)
+    return Scene("bars", bars=bars, baseline=rng.randint(97, 101), gridlines=rng.random() < 0.6, ground=ground)

@@ -74,7 +74,8 @@ def text_sample(seed: int, index: int, split: Split, *, num_questions: int) -> S
     return Sample(blank, caption(scene, rng), ask(scene, rng, split, num_questions=num_questions), scene)
 
 
-class HeldOutQuestion(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HeldOutQuestion:
     """A question of the evaluation, with the number of its picture in the `heldout` split."""
 
     index: int
@@ -231,7 +232,8 @@ def _neighbour(scene: Scene, rng: random.Random, split: Split) -> Found:
     taken = {thing.cell: thing.name for thing in scene.things}
     names = Counter(taken.values())
     writing_rows = {writing.row for writing in scene.writings}
-    full, empty = [], []
+    full: list[tuple[dict[str, str], str]] = []
+    empty: list[tuple[dict[str, str], str]] = []
     for (row, column), name in taken.items():
         if names[name] > 1:
             continue
