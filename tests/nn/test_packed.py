@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from opsin.nn.packed import PackedLinear, can_pack, pack
-
-LARGE = nn.Linear(300, 400)
+from opsin import families, weights
+from opsin.collate import pad
+from opsin.encode import Encoder
+from opsin.nn.packed import PackedLinear, can_pack, pack, pack_layers
+from opsin.spec.decoder import DecoderConfig
+from opsin.spec.vision import VisionConfig
+from opsin.text.messages import ask
+from toys import byte_tokenizer, picture
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
@@ -20,7 +25,7 @@ def test_a_packed_layer_gives_the_same_numbers(dtype, tolerance, bias, shape):
     if not can_pack(plain):
         pytest.skip(f"this processor has no packed {dtype} kernels")
     module = nn.Sequential(copy.deepcopy(plain))
-    assert pack(module) == 1
+    assert pack_layers(module) == 1
     assert isinstance(module[0], PackedLinear)
     x = torch.randn(shape).to(dtype)
     # Sums of 300 products in another order; in bfloat16 the last of 8 bits of the result may differ.
@@ -33,5 +38,22 @@ def test_small_layers_other_dtypes_and_subclasses_are_left_alone():
         pass
 
     module = nn.Sequential(nn.Linear(8, 8), nn.Linear(300, 400).double(), Special(300, 400), nn.LayerNorm(400))
-    assert pack(module) == 0
+    assert pack_layers(module) == 0
     assert [type(each) for each in module] == [nn.Linear, nn.Linear, Special, nn.LayerNorm]
+
+
+def test_a_packed_model_gives_the_same_hidden_states(tmp_path):
+    config = families.preset("llava-next-tiny").config
+    decoder = DecoderConfig(vocab_size=384, dim=256, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=512)
+    vision = VisionConfig(**{**dict(config.vision), "dim": 256, "mlp_dim": 512})
+    config = config.replace(decoder=decoder, vision=vision)
+    vlm = weights.build(config, seed=1).eval()
+    if not can_pack(vlm.decoder.layers[0].mlp.up):
+        pytest.skip("this processor has no packed float32 kernels")
+    batch = pad([Encoder(config, byte_tokenizer(tmp_path)).encode(ask("What is it?", picture((80, 60))))])
+    with torch.inference_mode():
+        expected = vlm.hidden(batch)
+        # Per decoder layer q, out, gate, up, down; k and v are too small. Per tower layer all six. The connector's two.
+        assert pack(vlm, num_rows=8) == 2 * 5 + config.vision.num_layers * 6 + 2 + 1
+        # Normed states, float32 sums of some hundred products in another order, through five layers.
+        torch.testing.assert_close(vlm.hidden(batch), expected, atol=1e-4, rtol=1e-4)

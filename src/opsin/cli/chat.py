@@ -107,6 +107,7 @@ class Interactive:
             try:
                 line = input("> " if sys.stdin.isatty() else "")
             except EOFError:
+                _remark("")
                 return
             except KeyboardInterrupt:
                 if not sys.stdin.isatty():
@@ -118,7 +119,7 @@ class Interactive:
             try:
                 self._take(line)
             except KeyboardInterrupt:
-                _remark("\n(stopped)", always=True)
+                _remark("(stopped)", always=True)
             except OpsinError as error:
                 if isinstance(error, MediaError):
                     self.waiting.clear()

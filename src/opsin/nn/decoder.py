@@ -39,8 +39,8 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        # Numbers come from a checkpoint or from `weights.init`. nn.Embedding(...) would draw some of its own, which on the
-        # meta device loads torch's compiler: a second on every start.
+        # Numbers come from a checkpoint or from `weights.init`. nn.Embedding(...) would draw its own, which on the meta
+        # device loads torch's compiler: a second on every start.
         self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.dim), freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
