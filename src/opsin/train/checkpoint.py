@@ -93,7 +93,13 @@ class CheckpointStore:
         if problem:
             raise TrainError(f"checkpoint {final} was written but does not read back: {problem}")
         for old in self._folders()[: -self.keep]:
-            shutil.rmtree(old)
+            try:
+                shutil.rmtree(old)
+            except OSError as error:
+                raise TrainError(
+                    f"{final} is written, but the old checkpoint {old} could not be deleted: {error}. Delete it, and give "
+                    "the same command again: the run goes on from there."
+                ) from None
         return final
 
     def newest(self) -> Saved | None:

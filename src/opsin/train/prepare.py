@@ -138,8 +138,8 @@ def _encoder(config: VLMConfig | None, tokenizer: Tokenizer | None) -> Callable[
 
         def refuse(conversation: Conversation) -> Encoded:
             raise DataError(
-                f"{conversation.id}: no tokenizer was given to encode conversations with; give one, or samples that are "
-                "Encoded already"
+                f"{conversation.id}: no tokenizer was given to encode conversations with; give one, or samples that "
+                "are Encoded already"
             )
 
         return refuse

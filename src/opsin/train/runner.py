@@ -252,11 +252,11 @@ class _Run:
         self.reporter.say(f"stage {stage.name!r} is done; its model is in {folder}")
 
     def _open_folder(self) -> Saved | None:
-        """Make the run's folder, or find where the run in it stands. Raises TrainError for a folder of something else."""
+        """Make the run's folder, or find where the run in it stands. Raises TrainError for a folder of other things."""
         file = self.output / "run.yaml"
-        if self.output.exists() and not file.is_file():
-            if not self.output.is_dir() or any(self.output.iterdir()):
-                raise TrainError(f"{self.output} is there and holds no run; name a new folder as output")
+        empty = not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir()))
+        if not empty and not file.is_file():
+            raise TrainError(f"{self.output} is there and holds no run; name a new folder as output")
         saved = self.store.newest()
         if saved is not None:
             self._refuse_changes(file)
