@@ -155,11 +155,14 @@ def seconds_per_step(model: Model, *, seed: int, device: str) -> float:
 
 
 def ten(asked: Sequence[Asked]) -> list[Asked]:
-    """One question of each of ten tasks, the first of each: right or wrong as they come."""
-    first: dict[str, Asked] = {}
+    """One question of each of ten tasks, each about another picture: right or wrong as they come."""
+    chosen: dict[str, Asked] = {}
+    pictures: set[int] = set()
     for one in asked:
-        first.setdefault(one.item.question.task, one)
-    return list(first.values())[:10]
+        if one.item.question.task not in chosen and one.item.index not in pictures and len(chosen) < 10:
+            chosen[one.item.question.task] = one
+            pictures.add(one.item.index)
+    return list(chosen.values())
 
 
 def peak_bytes() -> int:
