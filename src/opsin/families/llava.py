@@ -171,7 +171,7 @@ LLAVA = Family(
     paper="Visual Instruction Tuning, arXiv:2304.08485",
     presets=PRESETS,
     tiny=TINY,
-    recipes=("llava/pretrain", "llava/finetune"),
+    recipes=("llava/pretrain", "llava/finetune", "llava/scienceqa"),
     matches=_matches,
     accepts=lambda config: config.connector.kind == "linear" and config.resolution.kind != "anyres",
     chat_for=_chat_for,

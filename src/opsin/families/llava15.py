@@ -1,6 +1,6 @@
 """LLaVA-1.5: improved baselines with visual instruction tuning (arXiv:2310.03744), October 2023.
 
-Figure 2 (right) of the paper, each box with the code that it is here. What changed since LLaVA stands in [brackets].
+Figure 1 (right) of the paper, each box with the code that it is here. What changed since LLaVA stands in [brackets].
 
                language response                          generate/decode.py:generate
                         ^
@@ -27,7 +27,7 @@ The -hf presets are the same weights as transformers' converters left them: 64 m
 `<image>`, and a preprocessor that crops the central square where the authors pad. That changes what the model sees of
 any picture that is not square.
 
-LLaVA-1.5-HD (section 3.4, figure 2 of the appendix): the picture is cut into up to six 224 px tiles, a whole view comes
+LLaVA-1.5-HD (section 3.4, figure 2): the picture is cut into up to six 224 px tiles, a whole view comes
 first, rows of the mosaic end with a learned token. Neither code nor weights were published.
 Sizes: docs/MODEL_ZOO.md of haotian-liu/LLaVA @c121f04, section "LLaVA-v1.5".
 """

@@ -19,6 +19,7 @@ from opsin.text.messages import Conversation
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.trainable import Trainable, choose, idle_tensors
 from opsin.weights import Model
+from opsin.weights.config import describe
 
 NO_LIMIT = 2**31
 """Longest prompt of the encoder while training: the stage's own limit decides there, which may shorten instead."""
@@ -33,19 +34,12 @@ class PreparedStage:
     trainable: Trainable
 
 
-def describe_model(config: RunConfig) -> VLMConfig:
-    """What the model is. Nothing is downloaded or read for a preset."""
-    if "/" in config.model or Path(config.model).exists():
-        return weights.load(config.model).config
-    return families.preset(config.model).config
-
-
 def start_model(config: RunConfig) -> Model:
     """The model to start from, in float32 on the CPU."""
     tokenizer = _tokenizer_folder(config)
     if config.init == "model":
         return weights.load(config.model, dtype=torch.float32, tokenizer=tokenizer)
-    description = describe_model(config)
+    description = describe(config.model)
     vlm = weights.build(description, seed=config.seed)
     if isinstance(config.init, PartSources):
         for part in PARTS:
@@ -147,8 +141,13 @@ def _encoder(config: VLMConfig | None, tokenizer: Tokenizer | None) -> Callable[
     return partial(Encoder(unlimited, tokenizer).encode, mode="train")
 
 
+def tokenizer_name(config: RunConfig) -> str | None:
+    """Where the tokenizer is, when it is not the model's own: as configured, or with the language model."""
+    if config.tokenizer is None and isinstance(config.init, PartSources) and config.init.decoder != RANDOM:
+        return config.init.decoder
+    return config.tokenizer
+
+
 def _tokenizer_folder(config: RunConfig) -> Path | None:
-    name = config.tokenizer
-    if name is None and isinstance(config.init, PartSources) and config.init.decoder != RANDOM:
-        name = config.init.decoder
+    name = tokenizer_name(config)
     return None if name is None else weights.resolve(name)

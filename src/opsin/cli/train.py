@@ -1,0 +1,57 @@
+"""`opsin train`."""
+
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a recipe. Without it, recipes are listed.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Settings to change, such as output=runs/a.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the whole config, what trains, steps and tokens; train nothing.")
+    ] = False,
+) -> None:
+    """Train a model by a recipe: all its stages, one after the other.
+
+    One YAML file says everything about a run. The same command goes on with a run that was stopped or that crashed, to
+    the same bits. Ctrl-C (or SIGTERM) ends the current step, saves, and exits with code 130 (143); once more stops at
+    once.
+
+        opsin train
+
+        opsin train llava-1.5/pretrain --dry-run
+
+        opsin train run.yaml stages.0.optim.lr=1e-4 stages.finetune.steps=100 output=runs/second
+    """
+    from rich.console import Console
+
+    from opsin.train.config import RECIPES, read_run, recipe_names
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if recipe is None:
+        for name in recipe_names():
+            console.print(f"{name:<22}{(RECIPES / f'{name}.yaml').read_text(encoding='utf-8').splitlines()[0][2:]}")
+        return
+    config = read_run(recipe, overrides or [])
+    if dry_run:
+        from opsin.train.preview import preview
+
+        for line in preview(config):
+            console.print(line)
+        return
+
+    from opsin.train.log import Screen
+    from opsin.train.runner import run
+    from opsin.train.stop import stop_on_signals
+
+    with stop_on_signals() as stop:
+        result = run(config, reporter=Screen(console, every=config.log_every), stop=stop)
+    if result.status == "stopped":
+        console.print(f"stopped and saved after step {result.steps}; the same command goes on from there")
+        raise typer.Exit(128 + (stop.signal or 0))
+    console.print(f"done: opsin chat {result.folder} --image PICTURE")
