@@ -70,3 +70,4 @@ def test_truncated_tokens_are_overwritten():
 def test_a_cache_may_be_more_exact_than_the_model():
     assert decode_dtype(torch.bfloat16, "cpu") == torch.float32
     assert decode_dtype(torch.bfloat16, "cuda") == torch.bfloat16
+    assert decode_dtype(torch.float64, "cpu") == torch.float64

@@ -13,10 +13,11 @@ from opsin.spec.decoder import DecoderConfig
 def decode_dtype(model_dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
     """The dtype of keys and values that decodes fastest for a model of `model_dtype`.
 
-    On a CPU that is always float32: attention over half-precision keys converts all of them again at every step, which
-    takes two to five times as long as reading twice the bytes, and is less exact.
+    On a CPU that is float32 for half-precision models: attention would convert all keys again at every step, which takes
+    two to five times as long as reading twice the bytes, and is less exact.
     """
-    return torch.float32 if torch.device(device).type == "cpu" else model_dtype
+    is_half = model_dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if is_half and torch.device(device).type == "cpu" else model_dtype
 
 
 class KVCache:
@@ -117,10 +118,11 @@ class KVCache:
 
     def select(self, rows: Sequence[int]) -> Self:
         """Keep `rows`, in that order, in place. Naming a row twice forks it; leaving one out frees it."""
-        index = torch.tensor(list(rows), device=self.keys[0].device)
+        index, used = torch.tensor(list(rows), device=self.keys[0].device), max(self.lengths)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                tensors[layer] = old.index_select(0, index)
+                tensors[layer] = new = old.new_zeros((len(rows), *old.shape[1:]))
+                new[:, :, :used] = old[:, :, :used].index_select(0, index)
         self._set_lengths([self.lengths[row] for row in rows])
         return self
 
