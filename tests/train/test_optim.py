@@ -1,15 +1,16 @@
 """Optimizer groups, learning rates and optimizer state."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from train.toy import stage, tiny_model
 
 from opsin.errors import ConfigError, TrainError
 from opsin.spec.recipe import AdamW, Muon, Schedule
 from opsin.train.optim import Optimizer, make_groups, rate_factor
 from opsin.train.trainable import choose, set_trainable
+from train.toy import stage, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def test_the_rate_rises_over_the_warm_up_and_falls_as_half_a_cosine():
     factors = [rate_factor(schedule, step, 100) for step in range(100)]
     assert factors[:4] == [0, 1 / 3, 2 / 3, 1]
     assert factors[51] == pytest.approx(0.5 * (1 + math.cos(math.pi * 48 / 97)))
-    assert all(a > b for a, b in zip(factors[3:], factors[4:], strict=False))
+    assert all(a > b for a, b in pairwise(factors[3:]))
     assert factors[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 96 / 97)))
 
 
@@ -72,7 +73,7 @@ def test_muon_takes_hidden_matrices_and_leaves_the_rest_to_adamw(trained):
 def test_a_rate_for_a_part_that_does_not_train_is_an_error(trained):
     with pytest.raises(ConfigError, match="part_lr names 'newline', but no tensor that adamw trains"):
         make_groups(trained, AdamW(lr=1e-3, part_lr={"newline": 1e-4}))
-    with pytest.raises(ConfigError, match="part_lr names 'decoder.head', but no tensor that muon trains"):
+    with pytest.raises(ConfigError, match=r"part_lr names 'decoder.head', but no tensor that muon trains"):
         make_groups(trained, Muon(lr=1e-3, part_lr={"decoder.head": 1e-4}, rest=AdamW(lr=1e-3)))
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from train.toy import DrawnSource, differing, tensors_of, tiny_model, two_sources, two_stages
 
 from opsin import weights
 from opsin.errors import ConfigError, DataError, TrainError
-from opsin.train import RunResult, StopRequest, run
+from opsin.train import Loss, RunResult, StopRequest, next_token, run
 from opsin.train.checkpoint import CheckpointStore
 from opsin.train.stop import stop_on_signals
+from train.toy import DrawnSource, differing, tensors_of, tiny_model, two_sources, two_stages
 
 TIMES = ("seconds", "data_seconds")
 
@@ -170,8 +170,7 @@ def test_a_finished_run_given_again_does_nothing(straight, tmp_path):
 
 
 def test_randomness_in_an_objective_follows_from_the_step(tmp_path):
-    """An objective may draw random numbers (negatives, dropout): a resumed run draws what the first would have drawn."""
-    from opsin.train import Loss, next_token
+    """An objective may draw random numbers (negatives, dropout); a resumed run draws those of the first."""
 
     def objective(vlm, batch):
         loss = next_token(vlm, batch)

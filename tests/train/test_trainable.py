@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from train.toy import DrawnSource, stage, tiny_model
 
 from opsin import families
 from opsin.encode import Encoder
@@ -17,6 +16,7 @@ from opsin.train.objectives import Loss, next_token
 from opsin.train.prepare import describe_trainable, prepare_stage
 from opsin.train.trainable import GradientCheck, choose, idle_tensors, set_trainable
 from opsin.weights.init import on_meta
+from train.toy import DrawnSource, stage, tiny_model
 
 
 @pytest.fixture(scope="module", params=[family.name for family in FAMILIES])
@@ -148,7 +148,7 @@ def test_a_frozen_tensor_with_a_gradient_is_named(tiny15):
     trained = set_trainable(tiny15.vlm, choose(tiny15.vlm, ["connector"], idle={}))
     check = GradientCheck(tiny15.vlm, trained)
     tiny15.vlm.decoder.norm.weight.grad = torch.zeros_like(tiny15.vlm.decoder.norm.weight)
-    with pytest.raises(TrainError, match="frozen tensor 'decoder.norm.weight' received a gradient"):
+    with pytest.raises(TrainError, match=r"frozen tensor 'decoder.norm.weight' received a gradient"):
         check(with_pictures=True)
     tiny15.vlm.decoder.norm.weight.grad = None
 
@@ -177,6 +177,7 @@ def test_idle_tensors_of_every_preset_are_the_last_block_and_norm():
 
 def test_any_module_can_be_trained_with_an_objective_of_its_own(tiny15):
     """The demo trains a tower under a head of its own before the published stages begin."""
+
     class Dense(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()

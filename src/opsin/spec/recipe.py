@@ -110,14 +110,16 @@ class Stage(Spec):
     """Longest gradient (2-norm over all trained tensors); a longer one is shortened to it. None: no limit."""
     schedule: Schedule = Schedule()
     epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data."""
     steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps, which count instead of `epochs` where both are given."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.trainable:
             raise ValueError(f"stage {self.name!r} trains nothing: name parts in trainable")
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError(f"stage {self.name!r} needs either epochs or steps")
+        if self.epochs is None and self.steps is None:
+            raise ValueError(f"stage {self.name!r} does not say how long it is: give epochs or steps")
         return self
 
 

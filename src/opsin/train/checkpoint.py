@@ -97,8 +97,8 @@ class CheckpointStore:
                 shutil.rmtree(old)
             except OSError as error:
                 raise TrainError(
-                    f"{final} is written, but the old checkpoint {old} could not be deleted: {error}. Delete it, and give "
-                    "the same command again: the run goes on from there."
+                    f"{final} is written, but the old checkpoint {old} could not be deleted: {error}. Delete it, and "
+                    "give the same command again: the run goes on from there."
                 ) from None
         return final
 

@@ -34,12 +34,17 @@ class PreparedStage:
     trainable: Trainable
 
 
+def describe_model(name: str) -> VLMConfig:
+    """What a preset (tiny ones too), folder or repository is. No weights are read, and for a preset nothing is."""
+    return describe(name) if "/" in name or Path(name).exists() else families.preset(name).config
+
+
 def start_model(config: RunConfig) -> Model:
     """The model to start from, in float32 on the CPU."""
     tokenizer = _tokenizer_folder(config)
     if config.init == "model":
         return weights.load(config.model, dtype=torch.float32, tokenizer=tokenizer)
-    description = describe(config.model)
+    description = describe_model(config.model)
     vlm = weights.build(description, seed=config.seed)
     if isinstance(config.init, PartSources):
         for part in PARTS:

@@ -12,14 +12,8 @@ from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.train.config import to_yaml
 from opsin.train.optim import make_groups
-from opsin.train.prepare import (
-    describe_trainable,
-    prepare_stage,
-    stage_config,
-    tokenizer_name,
-)
+from opsin.train.prepare import describe_model, describe_trainable, prepare_stage, stage_config, tokenizer_name
 from opsin.train.trainable import Trainable, choose, idle_tensors
-from opsin.weights.config import describe
 from opsin.weights.init import on_meta
 
 TRIED_SAMPLES = 16
@@ -30,9 +24,9 @@ BYTES_FROZEN = 4
 
 
 def preview(config: RunConfig) -> Iterator[str]:
-    """Lines to print. Raises for what is wrong with the config; data or files that are not here yet are told instead."""
+    """Lines to print. Raises for what is wrong with the config; data that is not here yet is told of."""
     yield to_yaml(config).rstrip()
-    model = describe(config.model)
+    model = describe_model(config.model)
     module = on_meta(model)
     tokenizer, missing = _local_tokenizer(config)
     for number, stage in enumerate(config.stages, start=1):
@@ -66,9 +60,8 @@ def _estimate(feed: Feed) -> str:
     tokens = sum(sample.num_tokens for sample in tried) * per_step
     images = sum(sample.num_image_tokens for sample in tried) * per_step
     taught = sum(sample.num_supervised for sample in tried) * per_step
-    return (
-        f"about {tokens:,.0f} tokens per step ({images:,.0f} of pictures, {taught:,.0f} taught), from {count} samples"
-    )
+    shares = f"{images:,.0f} of pictures, {taught:,.0f} taught"
+    return f"about {tokens:,.0f} tokens per step ({shares}), estimated from {count} samples"
 
 
 def _state_bytes(module: nn.Module, stage: Stage, trainable: Trainable) -> int:

@@ -1,0 +1,143 @@
+"""`opsin train` as a user types it."""
+
+import json
+import signal
+
+import pytest
+import yaml
+
+import toys
+from opsin import weights
+from opsin.cli.app import run as opsin
+from opsin.train.log import duration
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with pictures, conversations, a tokenizer and a run file of two stages."""
+    monkeypatch.chdir(tmp_path)
+    toys.tokenizer_folder(tmp_path / "tokenizer")
+    (tmp_path / "images").mkdir()
+    records = []
+    for number in range(6):
+        toys.picture((40, 30), seed=number).save(tmp_path / "images" / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "abc" * (number + 1)}]
+        records.append({"id": number, "image": f"{number}.png", "conversations": turns})
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    stage = {
+        "trainable": ["connector"],
+        "data": [{"path": "data.json", "image_root": "images"}],
+        "batch": {"samples": 3},
+        "optim": {"kind": "adamw", "lr": 1e-3},
+        "epochs": 1,
+    }
+    run = {
+        "model": "llava-1.5-tiny",
+        "init": "random",
+        "tokenizer": "tokenizer",
+        "output": "out",
+        "device": "cpu",
+        "checkpoint": {"every": 1},
+        "log_every": 1,
+        "stages": [{"name": "align", "chat": "plain", **stage}, {"name": "tune", **stage, "trainable": ["decoder"]}],
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    return tmp_path
+
+
+def test_a_run_from_files_ends_in_a_model_that_loads(project, capsys):
+    assert opsin(["train", "run.yaml", "stages.tune.steps=3"]) == 0
+    out = capsys.readouterr().out
+    assert "connector              3,936           3,936" in out
+    lines = [line for line in out.splitlines() if "left" in line]
+    assert [line.split()[:2] for line in lines] == [["align", "(1/2)"]] * 2 + [["tune", "(2/2)"]] * 3
+    for word in ("loss", "lr connector", "|g|", "tokens/s", "waiting for data"):
+        assert word in lines[0]
+    assert out.splitlines()[-1] == "done: opsin chat out/tune --image PICTURE"
+    model = weights.load(project / "out" / "tune")
+    assert model.tokenizer.vocab_size <= model.config.decoder.vocab_size
+    assert model.config.chat.name == "v1"
+    assert opsin(["train", "run.yaml", "stages.tune.steps=3"]) == 0
+    assert len((project / "out" / "log.jsonl").read_text().splitlines()) == 5
+
+
+def test_the_connector_of_one_run_starts_another(project, capsys):
+    assert opsin(["train", "run.yaml"]) == 0
+    parts = ["init={connector: out/align/connector.safetensors, decoder: out/tune}", "tokenizer=null", "output=two"]
+    assert opsin(["train", "run.yaml", *parts, "stages.0.steps=1", "stages.1.steps=1"]) == 0
+    first, second = (weights.load(project / folder).vlm.state_dict() for folder in ("out/tune", "two/align"))
+    assert all((first[name] == second[name]).all() for name in first if name.startswith("decoder."))
+    capsys.readouterr()
+
+
+def test_a_dry_run_tells_everything_and_writes_nothing(project, capsys):
+    before = sorted(project.rglob("*"))
+    assert opsin(["train", "run.yaml", "--dry-run", "seed=5"]) == 0
+    out = capsys.readouterr().out
+    assert sorted(project.rglob("*")) == before
+    assert yaml.safe_load(out.split("\nstage 1")[0])["seed"] == 5
+    assert "stage 2 of 2: tune" in out
+    assert "6 samples per epoch, 3 per step: 2 steps, 1.00 epochs" in out
+    # A caption: <s>, 9 slots, 3 to 18 letters, a newline.
+    assert "about 64 tokens per step (27 of pictures, 34 taught), estimated from 6 samples" in out
+    assert "weights, gradients and optimizer take" in out
+
+
+def test_a_dry_run_without_the_data_says_what_is_missing(project, capsys):
+    (project / "data.json").unlink()
+    assert opsin(["train", "run.yaml", "--dry-run"]) == 0
+    assert "the data cannot be used yet: stage 'align': data.json cannot be read" in capsys.readouterr().out
+    assert opsin(["train", "run.yaml"]) == 2
+    assert "error: stage 'align': data.json cannot be read" in capsys.readouterr().err
+
+
+def test_shipped_recipes_are_listed_and_shown_without_their_files(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert opsin(["train"]) == 0
+    assert "llava-1.5/finetune" in capsys.readouterr().out
+    assert opsin(["train", "llava-next/finetune", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "not trained, 18 tensors from vision.layers.23.norm1.weight: features leave the tower after block 23" in out
+    assert "7,050,308,608" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_gives_the_usual_exit_code(project, capsys, monkeypatch, number):
+    from opsin.train import runner
+
+    class Interrupted(runner.RowLog):
+        def write(self, row):
+            super().write(row)
+            if row["stage"] == "tune":
+                signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "RowLog", Interrupted)
+        assert opsin(["train", "run.yaml"]) == 128 + number
+    out = capsys.readouterr().out
+    assert "stopped and saved after step 3; the same command goes on from there" in out
+    assert opsin(["train", "run.yaml"]) == 0
+    assert "going on with stage 'tune' after step 1 of 2" in capsys.readouterr().out
+
+
+def test_a_bad_sample_stops_the_run_and_is_named(project, capsys):
+    (project / "images" / "3.png").write_bytes(b"no picture")
+    assert opsin(["train", "run.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "data.json record 4 (line 1) '3'" in error
+    assert "Traceback" not in error
+
+
+def test_a_damaged_checkpoint_is_told_and_the_older_one_used(project, capsys):
+    assert opsin(["train", "run.yaml"]) == 0
+    newest = sorted((project / "out" / "checkpoints").iterdir())[-1]
+    (newest / "weights.safetensors").write_bytes(b"x")
+    capsys.readouterr()
+    assert opsin(["train", "run.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert f"passed over a damaged checkpoint: out/checkpoints/{newest.name}: weights.safetensors has 1 bytes" in out
+    assert "going on with stage 'tune' after step 1 of 2" in out
+
+
+def test_time_left_is_written_for_people():
+    assert [duration(seconds) for seconds in (0.4, 61, 3599.6, 3661)] == ["0:00", "1:01", "1:00:00", "1:01:01"]

@@ -1,0 +1,181 @@
+"""Run files, overrides, and the recipes that ship with the library."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from opsin import families
+from opsin.errors import ConfigError, UnknownNameError
+from opsin.spec.recipe import PARTS, RunConfig
+from opsin.train.config import RECIPES, apply_override, differences, find_recipe, read_run, recipe_names, to_yaml
+from opsin.train.optim import make_groups
+from opsin.train.prepare import stage_config
+from opsin.train.trainable import choose, idle_tensors
+from opsin.weights.init import on_meta
+
+RUN = """
+model: llava-1.5-tiny
+output: runs/x
+stages:
+  - name: align
+    trainable: [connector]
+    batch: {samples: 8}
+    optim: {kind: adamw, lr: 1e-3}
+    epochs: 1
+  - name: tune
+    trainable: [connector, decoder]
+    batch: {samples: 8}
+    optim: {kind: muon, lr: 0.02, rest: {lr: 1e-3}}
+    steps: 100
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path) -> str:
+    (tmp_path / "run.yaml").write_text(RUN)
+    return str(tmp_path / "run.yaml")
+
+
+def test_a_run_file_is_read_with_overrides_by_number_and_by_name(run_file):
+    config = read_run(
+        run_file,
+        [
+            "stages.0.optim.lr=5e-4",
+            "stages.tune.optim.rest.betas=[0.9, 0.95]",
+            "stages.1.schedule.warmup_steps=10",
+            "stages.align.data=[{path: a.json, limit: 10}]",
+            "checkpoint.every=7",
+            "tokenizer=null",
+            "init=random",
+            "stages.align.steps=3",
+        ],
+    )
+    assert config.stages[0].optim.lr == 5e-4
+    assert config.stages[1].optim.rest.betas == (0.9, 0.95)
+    assert config.stages[1].schedule.warmup_steps == 10
+    assert config.stages[0].data[0].limit == 10
+    assert config.checkpoint.every == 7
+    assert config.init == "random"
+    assert (config.stages[0].steps, config.stages[0].epochs) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "key=value is needed"),
+        ("=3", "key=value is needed"),
+        ("stages.third.steps=1", r"no entry 'third' in a list of 2.*its name: align, tune"),
+        ("stages.2.steps=1", "no entry '2' in a list of 2"),
+        ("stages.tun.steps=1", r"did you mean 'tune'\?"),
+        ("seed=[1", "the value is not YAML"),
+        ("sed=1", r"unknown key 'sed' \(did you mean 'seed'\?\)"),
+        ("stages.0.optim.wieght_decay=1", r"unknown key 'stages.0.optim.wieght_decay' \(did you mean 'weight_decay'"),
+        ("stages.0.optim.lr=fast", r"stages.0.optim.lr: .*valid number.*got 'fast'"),
+        ("stages.0.optim.kind=adam", "stages.0.optim: .*'adamw', 'muon'"),
+        ("stages.0.batch.samples=0", r"stages.0.batch.samples: .*greater than or equal to 1 \(got 0\)"),
+        ("stages.0.epochs=null", "stage 'align' does not say how long it is: give epochs or steps"),
+        ("stages.0.name=tune", "two stages are called 'tune'"),
+        ("stages.0.name=checkpoints", "the run itself writes there"),
+        ("stages.0.trainable=[]", "stage 'align' trains nothing"),
+        ("stages=[]", "a run needs at least one stage"),
+        ("init.visoin=x", r"unknown key .*visoin' \(did you mean 'vision'\?\)"),
+    ],
+)
+def test_a_wrong_override_says_what_and_where(run_file, override, message):
+    with pytest.raises(ConfigError, match=message):
+        read_run(run_file, [override])
+
+
+def test_a_file_that_is_no_run_file_is_told(tmp_path):
+    path = tmp_path / "x.yaml"
+    for text, message in (("a: [1\nb: 2", "line 2: not YAML"), ("- 1", "is not a run file"), ("", "is not a run file")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_run(str(path))
+    with pytest.raises(UnknownNameError, match=r"no recipe of that name \(did you mean 'llava-1.5/finetune'"):
+        find_recipe("llava-1.5/finetun")
+
+
+def test_a_config_written_out_reads_back_equal(run_file, tmp_path):
+    config = read_run(run_file)
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert read_run(str(tmp_path / "again.yaml")) == config
+
+
+def test_differences_name_keys_and_leave_out_the_machine(run_file):
+    before = read_run(run_file).model_dump(mode="json")
+    changes = ["workers=9", "output=y", "device=cpu", "stages.1.steps=5", "stages.0.trainable=[decoder]", "log_every=1"]
+    after = read_run(run_file, changes).model_dump(mode="json")
+    assert differences(before, after) == ["stages.0.trainable.0: 'connector' -> 'decoder'", "stages.1.steps: 100 -> 5"]
+    assert differences(before, before) == []
+
+
+def test_an_override_makes_the_sections_it_needs():
+    data = {}
+    apply_override(data, "a.b.c=2.5")
+    assert data == {"a": {"b": {"c": 2.5}}}
+
+
+def test_recipes_are_named_by_their_families():
+    named = [name for family in families.FAMILIES for name in family.recipes]
+    assert sorted(named) == recipe_names()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shipped_recipe_holds_together(name):
+    """It parses, its model exists at full size, and what it names exists in that model."""
+    config = read_run(name)
+    model = families.preset(config.model).config
+    vlm = on_meta(model)
+    for stage in config.stages:
+        used = stage_config(model, stage)
+        trainable = choose(vlm, stage.trainable, idle=idle_tensors(vlm, used))
+        parameters = dict(vlm.named_parameters())
+        assert make_groups({name: parameters[name] for name in trainable.names}, stage.optim)
+        assert {name.split(".")[0] for name in trainable.names} == set(stage.trainable) <= set(PARTS)
+        assert stage.max_tokens <= model.decoder.max_positions
+        assert stage.overlong == "truncate"
+    family = families.family_of(model)
+    assert name in family.recipes
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_setting_of_a_shipped_recipe_has_its_source(name):
+    text = (RECIPES / f"{name}.yaml").read_text()
+    tags = set(re.findall(r"\[([\w.]+)\]", text.split("model:")[0]))
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        key = line.split("#")[0].strip().removeprefix("- ").split(":")[0]
+        value = line.split("#")[0].partition(":")[2].strip()
+        if not value or key in ("model", "output", "name", "image_root", "tile_size", "path"):
+            continue
+        used = re.findall(r"\[([\w.]+)\]", line.partition("#")[2])
+        above = re.findall(r"\[([\w.]+)\]", "".join(lines[max(0, number - 2) : number]))
+        assert used or (key == "kind" and above) or key == "connector", f"{name}: {line.strip()!r} has no source"
+        assert set(used) <= tags | {"code"}, f"{name}: {used} is not explained at the top"
+
+
+def test_published_numbers_are_those_of_the_papers():
+    def numbers(name: str) -> tuple:
+        (stage,) = read_run(name).stages
+        return stage.optim.lr, stage.batch.samples, stage.epochs, stage.max_tokens, stage.schedule.warmup_ratio
+
+    assert numbers("llava/pretrain") == (2e-3, 128, 1, 2048, 0.03)
+    assert numbers("llava/finetune") == (2e-5, 32, 3, 2048, 0.03)
+    assert numbers("llava/scienceqa") == (2e-5, 128, 12, 2048, 0.03)
+    assert numbers("llava-1.5/pretrain") == (1e-3, 256, 1, 2048, 0.03)
+    assert numbers("llava-1.5/finetune") == (2e-5, 128, 1, 2048, 0.03)
+    assert numbers("llava-next/pretrain") == (1e-3, 256, 1, 2048, 0.03)
+    assert numbers("llava-next/finetune") == (2e-5, 128, 1, 4096, 0.03)
+    assert read_run("llava-next/finetune").stages[0].optim.part_lr == {"vision": 2e-6}
+
+
+def test_recipes_lie_inside_the_package():
+    """An installed wheel holds them, since the package's folder is what is packed."""
+    import opsin
+
+    assert RECIPES.parent == Path(opsin.__file__).parent
+    for name in recipe_names():
+        assert RunConfig.parse(yaml.safe_load((RECIPES / f"{name}.yaml").read_text()), where=name) == read_run(name)
