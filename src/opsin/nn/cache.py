@@ -13,8 +13,8 @@ from opsin.spec.decoder import DecoderConfig
 def decode_dtype(model_dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
     """The dtype of keys and values that decodes fastest for a model of `model_dtype`.
 
-    On a CPU that is float32 for half-precision models: attention would convert all keys again at every step, which takes
-    two to five times as long as reading twice the bytes, and is less exact.
+    On a CPU that is float32 for half-precision models: attention would convert all keys again at every step, which
+    takes two to five times as long as reading twice the bytes, and is less exact.
     """
     is_half = model_dtype in (torch.bfloat16, torch.float16)
     return torch.float32 if is_half and torch.device(device).type == "cpu" else model_dtype
