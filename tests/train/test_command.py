@@ -2,6 +2,7 @@
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ import yaml
 import toys
 from opsin import weights
 from opsin.cli.app import run as opsin
+from opsin.spec.recipe import RunConfig
 from opsin.train.log import duration
 
 
@@ -141,3 +143,16 @@ def test_a_damaged_checkpoint_is_told_and_the_older_one_used(project, capsys):
 
 def test_time_left_is_written_for_people():
     assert [duration(seconds) for seconds in (0.4, 61, 3599.6, 3661)] == ["0:00", "1:01", "1:00:00", "1:01:01"]
+
+
+def test_commands_and_the_run_file_of_the_documentation_are_real(project, capsys):
+    """Commands run (with --dry-run), and the run file shown is one."""
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    commands = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("opsin train")]
+    assert len(commands) >= 4
+    for _, *arguments in commands:
+        assert opsin([*arguments, "--dry-run"]) == 0, arguments
+    shown = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    config = RunConfig.parse(shown, where="docs/training.md")
+    assert config.stages[1].optim.part_lr == {"connector": 1e-4}
+    capsys.readouterr()

@@ -64,7 +64,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         want_hidden, want_weight, _ = ctx.needs_input_grad
         total = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        grad_weight = torch.zeros_like(weight) if want_weight else None
+        grad_weight = None
         chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
         with torch.autocast(device, enabled=False):
             matrix = weight.to(low)
@@ -73,18 +73,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = F.linear(part, matrix).float()
                 norm = logits.logsumexp(1, keepdim=True)
                 total += (norm - logits.gather(1, ids)).sum()
-                if grad_hidden is None and grad_weight is None:
+                if not (want_hidden or want_weight):
                     continue
                 grad = logits.sub_(norm).exp_()  # softmax, in the memory of the logits
                 grad.scatter_add_(1, ids, grad.new_full(ids.shape, -1.0))
                 grad = grad.to(low)
                 if grad_hidden is not None:
                     grad_hidden[start : start + chunk] = grad @ matrix
-                if grad_weight is not None:
-                    if low == weight.dtype:
-                        grad_weight.addmm_(grad.T, part)  # without a second (V, D) tensor
-                    else:
-                        grad_weight += grad.T @ part
+                if not want_weight:
+                    continue
+                if grad_weight is None:
+                    grad_weight = (grad.T @ part).to(weight.dtype)
+                elif low == weight.dtype:
+                    grad_weight.addmm_(grad.T, part)  # without a second (V, D) tensor
+                else:
+                    grad_weight += grad.T @ part
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -92,9 +95,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         (factor,) = grads
-        # In place: both tensors exist for this one use.
-        return (
-            None if grad_hidden is None else grad_hidden.mul_(factor),
-            None if grad_weight is None else grad_weight.mul_(factor),
-            None,
-        )
+        if factor.device.type != "cpu" or factor != 1:  # on a GPU, asking would cost more than multiplying
+            for grad in (grad_hidden, grad_weight):
+                if grad is not None:
+                    grad.mul_(factor)  # in place: it exists for this one use
+        return grad_hidden, grad_weight, None
