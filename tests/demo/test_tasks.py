@@ -58,17 +58,17 @@ def test_training_text_never_names_a_held_out_pair() -> None:
         assert not [name for name in names if f"{name} " in f"{text} " or f"{name}?" in text]
 
 
-def test_always_giving_the_commonest_answer_earns_at_most_a_fifth() -> None:
-    questions = heldout_questions(0, per_task=60)
-    assert len(questions) == 60 * len(TASKS)
+def test_always_giving_the_commonest_answer_earns_at_most_a_sixth() -> None:
+    questions = heldout_questions(0, per_task=40)
+    assert len(questions) == 40 * len(TASKS)
     assert len(TASKS) >= 12
     shares = []
     for task in TASKS:
         answers = Counter(item.question.answer for item in questions if item.question.task == task)
-        shares.append(answers.most_common(1)[0][1] / 60)
-    assert sum(shares) / len(shares) <= 0.2
+        shares.append(answers.most_common(1)[0][1] / 40)
+    assert sum(shares) / len(shares) <= 0.17
     # One task may be a matter of yes or no; no other lets a single answer win half the time.
-    assert sorted(shares)[-2] < 0.5
+    assert sorted(shares)[-2] < 0.4
 
 
 def test_colours_of_shapes_are_asked_about_evenly() -> None:

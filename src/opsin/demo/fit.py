@@ -29,7 +29,7 @@ class Fit:
     clip: float = 1.0
     """Largest norm of the gradient."""
     log_every: int = 100
-    measure_every: int = 1000
+    measure_every: int = 500
     save_every: int = 500
 
     def factor(self, step: int) -> float:

@@ -6,6 +6,7 @@ Where one scene allows several questions of a task, answers that are rare are as
 always giving a task's commonest answer earns little.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,6 +37,10 @@ NEIGHBOURS: dict[str, Cell] = {
     "above": (-1, 0),
     "below": (1, 0),
 }
+
+
+ANSWER_SCAN = 500
+"""Held-out scenes that are looked through to learn which answers a task has."""
 
 
 class Question(NamedTuple):
@@ -83,15 +88,28 @@ class HeldOutQuestion:
 
 
 def heldout_questions(seed: int, *, per_task: int) -> list[HeldOutQuestion]:
-    """The first `per_task` questions of every task in the `heldout` split, at most two of a task per picture."""
+    """`per_task` questions of every task from the first pictures of the `heldout` split, at most two of a task each.
+
+    The answers of a task are nearly even: none is taken more often than a tenth above its fair share, so that the
+    baseline of always giving the commonest answer is what the number of answers makes it, not what scenes happen to
+    show. That makes the questions harder: counts of four weigh as much as counts of one.
+    """
+    answers: dict[str, set[str]] = {task: set() for task in TASKS}
+    for index in range(ANSWER_SCAN):
+        for question in text_sample(seed, index, "heldout", num_questions=12).questions:
+            answers[question.task].add(question.answer)
+    most = {task: math.ceil(1.1 * per_task / len(known)) for task, known in answers.items()}
     found: dict[str, list[HeldOutQuestion]] = {task: [] for task in TASKS}
+    taken: Counter[tuple[str, str]] = Counter()
     index = 0
     while any(len(questions) < per_task for questions in found.values()):
         asked: Counter[str] = Counter()
         for question in text_sample(seed, index, "heldout", num_questions=12).questions:
-            if len(found[question.task]) < per_task and asked[question.task] < 2:
-                found[question.task].append(HeldOutQuestion(index, question))
-                asked[question.task] += 1
+            task, _, answer = question
+            if len(found[task]) < per_task and asked[task] < 2 and taken[task, answer] < most[task]:
+                found[task].append(HeldOutQuestion(index, question))
+                asked[task] += 1
+                taken[task, answer] += 1
         index += 1
     return [item for questions in found.values() for item in questions]
 
