@@ -1,302 +1,499 @@
-"""Inference side by side with transformers: the same random weights, dtype, threads and machine.
+"""opsin against transformers on the same weights: import, load, pictures, prefill, decode, memory, as ratios.
 
-    python benchmarks/inference.py [--quick] [--json FILE] [--update-docs]
+    python benchmarks/inference.py                  # about six minutes on two cores
+    python benchmarks/inference.py --quick          # under a minute, small size, float32
+    python benchmarks/inference.py --update-docs    # also rewrites the table in docs/benchmarks.md
 
-Each library runs in a process of its own. The two take turns phase by phase, so that whatever else the machine does
-hits both; ratios are taken inside each round. Before anything is timed, both must give the same answers.
+Two processes, one per library, load the very same files and take turns phase by phase, so that whatever else the
+machine does hits both. A ratio is taken inside each round (transformers' time over opsin's: above 1 opsin is faster);
+the median over rounds is printed with its range. Before anything is timed, both must give the same greedy ids.
+
+transformers is used at its best: sdpa attention, `logits_to_keep=1`, a bare forward loop on a DynamicCache (quicker
+than `generate`). opsin is used as its users use it: `generate`, sampling and stop checks included.
 """
 
 import argparse
-import importlib.util
 import json
-import os
-import shlex
+import platform
+import re
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
-import report
-from report import Measurement
-
-if TYPE_CHECKING:
-    from models import WrittenModel
-
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- inference: begin -->", "<!-- inference: end -->"
 LIBRARIES = ("opsin", "transformers")
-ROWS = (1, 8)
-"""Answers decoded side by side."""
-TIE = {"float32": 1e-4, "bfloat16": 0.1}
-"""Two ids may change places only where their logits lie closer than this share of the spread of all logits: rounding
-of the dtype. In bfloat16 a logit four spreads out is itself stored in steps of 1/64 spread."""
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+TEXT_TOKENS = 32
+"""Of the prompt, besides the 576 of its picture."""
 
 
-class Worker(AbstractContextManager["Worker"]):
-    """The process of one library."""
+@dataclass(frozen=True)
+class Sizes:
+    """A model in LLaVA-1.5's shape."""
 
-    def __init__(self, library: str, threads: int) -> None:
-        self.library = library
-        self.started = time.perf_counter()
-        self.log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by __exit__
-        command = [sys.executable, str(Path(__file__).with_name("worker.py")), library, str(threads)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, bufsize=1
-        )
-        self.import_seconds: float = self._answer()["import"]
-
-    def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
-        """One request, answered. Ends the program if the library fails."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"request": request, **arguments}) + "\n")
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        answer = json.loads(line) if line else {"error": f"its process ended with status {self.process.wait()}"}
-        if "error" in answer:
-            self.log.seek(0)
-            raise SystemExit(f"{self.library} failed: {answer['error']}\n{self.log.read()[-2000:]}")
-        return answer
-
-    def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            self.process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
+    vision: tuple[int, int, int, int]
+    """Width, layers, heads, MLP width; 336 px, 14 px patches."""
+    decoder: tuple[int, int, int, int]
+    vocab_size: int
+    new_tokens: int
+    rounds: int
 
 
-Pair = dict[str, Worker]
-Times = dict[str, list[float]]
+SIZES = {
+    "tiny": Sizes((64, 3, 4, 128), (96, 2, 4, 192), 512, new_tokens=4, rounds=2),
+    "small": Sizes((256, 6, 4, 1024), (512, 8, 8, 1408), 8192, new_tokens=24, rounds=5),
+    "medium": Sizes((512, 12, 8, 2048), (1024, 16, 16, 2816), 32064, new_tokens=12, rounds=5),
+}
 
 
-def start_pair(stack: ExitStack, threads: int) -> Pair:
-    """Both libraries, imported and waiting."""
-    return {library: stack.enter_context(Worker(library, threads)) for library in LIBRARIES}
+# ---- one worker per library ------------------------------------------------------------------------------------------
 
 
-def in_turn(pair: Pair, number: int, request: str, **arguments: Any) -> dict[str, dict[str, Any]]:
-    """One request to both, one after the other; who begins changes with the number of the round."""
-    order = LIBRARIES if number % 2 == 0 else LIBRARIES[::-1]
-    return {library: pair[library].ask(request, **arguments) for library in order}
+def photo(width: int = 1024, height: int = 768) -> Any:
+    """A picture of smooth colours and noise."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    smooth = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    noise = random.integers(-20, 21, (height, width, 3))
+    return Image.fromarray(np.clip(np.asarray(smooth, np.int16) + noise, 0, 255).astype(np.uint8))
 
 
-def measured(phase: str, model: str, unit: Any, values: list[dict[str, float]]) -> Measurement:
-    """Rounds of both libraries as one result."""
-    ours, theirs = (tuple(each[library] for each in values) for library in LIBRARIES)
-    return Measurement(phase, model, unit, ours, theirs)
+def token_ids(batch: int, vocab_size: int) -> Any:
+    """Text tokens of each prompt, the same for both libraries: (batch, TEXT_TOKENS)."""
+    import numpy as np
+
+    return np.random.default_rng(1).integers(3, vocab_size - 1, (batch, TEXT_TOKENS))
 
 
-def seconds(answers: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The times of one round."""
-    return {library: answer["seconds"] for library, answer in answers.items()}
+class Opsin:
+    """opsin, as its users use it."""
 
+    def __init__(self, folder: str, dtype: str, new_tokens: int) -> None:
+        self.folder, self.dtype, self.new_tokens = folder, dtype, new_tokens
 
-def time_preparation(pair: Pair, folders: dict[str, Path], rounds: int) -> list[Measurement]:
-    """From the opened picture to the tower's input; the pixels must be equal bit by bit."""
-    results = []
-    for title, folder in folders.items():
-        values = []
-        for number in range(rounds):
-            answers = in_turn(pair, number, "prepare", folder=str(folder), repeats=7)
-            digests = {answer["digest"] for answer in answers.values()}
-            if len(digests) != 1:
-                raise SystemExit(f"the libraries prepare different pixels ({title}): {' and '.join(digests)}")
-            values.append(seconds(answers))
-        results.append(measured(f"image preparation ({title})", "", "s", values))
-    return results
+    def load(self) -> None:
+        """Map the file: what training and inspection use."""
+        from opsin import weights
 
+        self.model = weights.load(self.folder, dtype=self.dtype)
 
-def time_model(pair: Pair, model: "WrittenModel", rounds: int, steps: int) -> tuple[list[Measurement], list[str]]:
-    """Load, prefill and decode in turns, after a first round that is checked and not timed. Also returns notes."""
-    column = f"{model.title} {model.dtype}"
-    arguments = {"folder": str(model.folder), "dtype": model.dtype}
-    in_turn(pair, 0, "load", **arguments)
-    loads = [seconds(in_turn(pair, number, "load", **arguments)) for number in range(rounds)]
-    in_turn(pair, 0, "prompt", ids=model.ids)
-    notes = check(pair, model, steps)
-    prefill: list[dict[str, float]] = []
-    decode: dict[int, list[dict[str, float]]] = {rows: [] for rows in ROWS}
-    for number in range(rounds):
-        prefill.append(seconds(in_turn(pair, number, "prefill", room=steps)))
-        for rows in ROWS:
-            decode[rows].append(seconds(in_turn(pair, number, "decode", rows=rows, steps=steps)))
-    return [
-        measured("load", column, "s", loads),
-        measured("vision + prefill", column, "s", prefill),
-        *(measured(f"decode step, batch {rows}", column, "s", decode[rows]) for rows in ROWS),
-    ], notes
+    def ready(self) -> None:
+        """Load and lay the weights out for this CPU: what chat uses."""
+        from opsin.generate.ready import load_ready
 
+        self.model = load_ready(self.folder, dtype=self.dtype, device="cpu")
 
-def check(pair: Pair, model: "WrittenModel", steps: int) -> list[str]:
-    """Both libraries must answer with the same ids, except where two ids tie. Returns what was found, as notes."""
-    where = f"{model.title} {model.dtype}"
-    in_turn(pair, 0, "prefill", room=steps)
-    ways, equal, ties = [], 0, 0
-    for rows in ROWS:
-        found = in_turn(pair, 0, "decode", rows=rows, steps=steps)
-        ways.append(f"{found['transformers']['way']} at batch {rows}")
-        for row in range(rows):
-            ours, theirs = (found[library]["ids"][row] for library in LIBRARIES)
-            parted = next((place for place in range(steps) if ours[place] != theirs[place]), None)
-            equal += steps if parted is None else parted
-            if parted is not None:
-                check_tie(pair, model, row, ours[:parted], [ours[parted], theirs[parted]])
-                ties += 1
-    parts = f", {ties} answers part at a tie" if ties else ""
-    return [
-        f"{where}: {equal} of {sum(ROWS) * steps} greedy ids equal{parts}; transformers decodes by {', '.join(ways)}"
-    ]
+    def prepare(self, kind: str) -> Any:
+        """Pixels of one picture, by LLaVA-1.5's pad or by LLaVA-NeXT's tiles."""
+        from opsin import families
+        from opsin.media.image import open_image
+        from opsin.media.prepare import prepare
 
+        config = families.preset({"crop": "llava-1.5-7b-hf", "anyres": "llava-next-vicuna-7b-hf"}[kind]).config
+        picture = open_image(self.photo, mode="reference")
+        return prepare(picture, config.plan(picture.size), config.vision).patches
 
-def check_tie(pair: Pair, model: "WrittenModel", row: int, answer: list[int], rivals: list[int]) -> None:
-    """Ends the program unless both libraries find the rivals equally likely, within the rounding of the dtype."""
-    for library, found in in_turn(pair, 0, "logits", row=row, answer=answer, of=rivals).items():
-        gap = abs(found["values"][0] - found["values"][1]) / found["spread"]
-        if gap > TIE[model.dtype]:
-            raise SystemExit(
-                f"{model.title} {model.dtype}: the libraries answer differently. After {len(answer)} tokens of row "
-                f"{row} they choose {rivals[0]} and {rivals[1]}, whose logits {library} puts {gap:.3g} spreads apart "
-                f"(rounding explains {TIE[model.dtype]})"
+    def prompts(self, batch: int) -> list[Any]:
+        """Encoded prompts: a picture, then text."""
+        import numpy as np
+
+        from opsin.encode import Encoded
+        from opsin.media.image import open_image
+        from opsin.media.prepare import prepare
+
+        config = self.model.config
+        picture = open_image(self.photo, mode="reference")
+        image = prepare(picture, config.plan(picture.size), config.vision)
+        slots = image.plan.num_slots
+        prompts = []
+        for text in token_ids(batch, config.decoder.vocab_size):
+            ids = np.concatenate([np.zeros(slots, np.int64), text])
+            prompts.append(
+                Encoded(
+                    ids=ids,
+                    supervised=np.zeros(len(ids), np.bool_),
+                    positions=np.arange(len(ids))[:, None],
+                    slots=np.arange(slots),
+                    slot_rows=image.plan.layout.order.astype(np.int64),
+                    images=(image,),
+                    token_spans=np.zeros(len(ids), np.int64),
+                    spans=(),
+                )
             )
+        return prompts
+
+    def answer(self, batch: int) -> tuple[list[list[int]], float, float]:
+        """Greedy ids, seconds until the first token, seconds per later token."""
+        from opsin.generate.decode import generate
+        from opsin.generate.sampling import Sampling
+
+        sampling = Sampling(max_new_tokens=self.new_tokens, temperature=0.0)
+        answers = generate(self.model.vlm, self.prompts(batch), None, sampling)
+        step = max(answer.decode_seconds for answer in answers) / (self.new_tokens - 1)
+        return [list(answer.ids) for answer in answers], answers[0].prefill_seconds, step
 
 
-def time_prefill(pair: Pair, model: "WrittenModel", rounds: int) -> Measurement:
-    """Vision and prefill alone."""
-    in_turn(pair, 0, "load", folder=str(model.folder), dtype=model.dtype)
-    in_turn(pair, 0, "prompt", ids=model.ids)
-    first = in_turn(pair, 0, "prefill", room=1)
-    rivals = [first[library]["ids"][0] for library in LIBRARIES]
-    if rivals[0] != rivals[1]:
-        raise SystemExit(f"{model.title} {model.dtype}: the first greedy ids are {rivals[0]} and {rivals[1]}")
-    values = [seconds(in_turn(pair, number, "prefill", room=1)) for number in range(rounds)]
-    return measured(f"vision + prefill ({model.title} {model.dtype}, {len(model.ids)} tokens)", "", "s", values)
+class Transformers:
+    """transformers at its best."""
+
+    def __init__(self, folder: str, dtype: str, new_tokens: int) -> None:
+        self.folder, self.dtype, self.new_tokens = folder, dtype, new_tokens
+
+    def load(self) -> None:
+        """from_pretrained of the model's own class."""
+        import torch
+        from transformers import LlavaForConditionalGeneration
+
+        self.model = LlavaForConditionalGeneration.from_pretrained(
+            self.folder, dtype=getattr(torch, self.dtype), attn_implementation="sdpa"
+        ).eval()
+
+    def prepare(self, kind: str) -> Any:
+        """Pixels by the Pillow-backed processors."""
+        processor = self.processor(kind)
+        return processor(self.photo, return_tensors="np")["pixel_values"]
+
+    def processor(self, kind: str) -> Any:
+        """Made once, as users make it."""
+        if kind not in self.__dict__.setdefault("processors", {}):
+            if kind == "crop":
+                from transformers import CLIPImageProcessorPil
+
+                self.processors[kind] = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=336)
+            else:
+                from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+                self.processors[kind] = LlavaNextImageProcessorPil(
+                    size={"shortest_edge": 336},
+                    crop_size=336,
+                    image_grid_pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+                )
+        return self.processors[kind]
+
+    def answer(self, batch: int) -> tuple[list[list[int]], float, float]:
+        """Greedy ids, seconds until the first token, seconds per later token."""
+        import torch
+        from transformers import DynamicCache
+
+        config = self.model.config
+        pixels = torch.from_numpy(self.prepare("crop")).to(getattr(torch, self.dtype)).repeat(batch, 1, 1, 1)
+        text = torch.from_numpy(token_ids(batch, config.text_config.vocab_size))
+        image = torch.full((batch, 576), config.image_token_id)
+        ids = torch.cat([image, text], dim=1)
+        with torch.inference_mode():
+            start = time.perf_counter()
+            cache = DynamicCache()
+            logits = self.model(input_ids=ids, pixel_values=pixels, past_key_values=cache, logits_to_keep=1).logits
+            token = logits[:, -1].argmax(-1, keepdim=True)
+            prefill = time.perf_counter() - start
+            tokens = [token]
+            start = time.perf_counter()
+            for _ in range(self.new_tokens - 1):
+                logits = self.model(input_ids=token, past_key_values=cache, logits_to_keep=1).logits
+                token = logits[:, -1].argmax(-1, keepdim=True)
+                tokens.append(token)
+            step = (time.perf_counter() - start) / (self.new_tokens - 1)
+        return torch.cat(tokens, dim=1).tolist(), prefill, step
 
 
-def time_start(model: "WrittenModel", rounds: int, threads: int) -> list[Measurement]:
-    """Fresh processes: import, everything up to the first token, and the peak of memory after a few more."""
-    column = f"{model.title} {model.dtype}"
-    found: dict[str, list[dict[str, float]]] = {"import": [], "first": [], "peak": []}
-    for number in range(rounds):
-        once: dict[str, dict[str, float]] = {name: {} for name in found}
-        for library in LIBRARIES if number % 2 == 0 else LIBRARIES[::-1]:
-            with Worker(library, threads) as worker:
-                worker.ask("load", folder=str(model.folder), dtype=model.dtype)
-                worker.ask("prompt", ids=model.ids)
-                worker.ask("prefill", room=8)
-                once["first"][library] = time.perf_counter() - worker.started
-                once["import"][library] = worker.import_seconds
-                worker.ask("decode", rows=1, steps=8)
-                once["peak"][library] = worker.ask("peak")["bytes"]
-        for name, values in once.items():
-            found[name].append(values)
-    return [
-        measured("import", column, "s", found["import"]),
-        measured("program start to first token", column, "s", found["first"]),
-        measured("peak memory", column, "bytes", found["peak"]),
-    ]
+def worker(library: str, folder: str, dtype: str, new_tokens: int, threads: int) -> None:
+    """Answer requests on standard input, one JSON line each, until it closes."""
+    import torch
+
+    torch.set_num_threads(threads)
+    subject: Any = (Opsin if library == "opsin" else Transformers)(folder, dtype, new_tokens)
+    subject.photo = photo()
+    for line in sys.stdin:
+        request = json.loads(line)
+        phase = request["phase"]
+        start = time.perf_counter()
+        reply: dict[str, Any] = {}
+        if phase in ("load", "ready"):
+            getattr(subject, phase)()
+            reply["seconds"] = time.perf_counter() - start
+        elif phase == "prepare":
+            for _ in range(request["repeat"]):
+                subject.prepare(request["kind"])
+            reply["seconds"] = (time.perf_counter() - start) / request["repeat"]
+        elif phase == "answer":
+            reply["ids"], reply["prefill"], reply["step"] = subject.answer(request["batch"])
+        reply["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(reply), flush=True)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Inference side by side with transformers.")
-    parser.add_argument("--quick", action="store_true", help="the small size alone, few rounds: less than a minute")
-    parser.add_argument("--sizes", help="tiny, small, medium; default small,medium", metavar="A,B")
-    parser.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B")
-    parser.add_argument("--rounds", type=int, help="default 5, with --quick 2")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each library, default all cores")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
-    parser.add_argument("--update-docs", action="store_true", help=f"write the result into {PAGE.name}")
-    return parser.parse_args()
+# ---- the parent ------------------------------------------------------------------------------------------------------
+
+
+class Pair:
+    """Both workers of one size and dtype."""
+
+    def __init__(self, folder: str, dtype: str, new_tokens: int, threads: int) -> None:
+        self.processes = {
+            library: subprocess.Popen(
+                [sys.executable, __file__, "--worker", library, folder, dtype, str(new_tokens), str(threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for library in LIBRARIES
+        }
+
+    def ask(self, library: str, **request: Any) -> dict[str, Any]:
+        """One request to one worker."""
+        process = self.processes[library]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the {library} worker stopped; its error stands above")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def both(self, **request: Any) -> dict[str, dict[str, Any]]:
+        """The same request to both, one after the other."""
+        return {library: self.ask(library, **request) for library in LIBRARIES}
+
+    def close(self) -> None:
+        """End both."""
+        for process in self.processes.values():
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+
+
+@dataclass
+class Measured:
+    """One row of the table."""
+
+    size: str
+    dtype: str
+    phase: str
+    unit: str
+    opsin: list[float]
+    transformers: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """transformers over opsin, round by round."""
+        return [theirs / ours for ours, theirs in zip(self.opsin, self.transformers, strict=False)]
+
+    def cells(self) -> list[str]:
+        """Text of the row."""
+        if not self.transformers:
+            return [
+                self.size,
+                self.dtype,
+                self.phase,
+                f"{statistics.median(self.opsin):,.4g} {self.unit}",
+                "-",
+                "-",
+                "-",
+            ]
+        ratios = self.ratios
+        return [
+            self.size,
+            self.dtype,
+            self.phase,
+            f"{statistics.median(self.opsin):,.4g} {self.unit}",
+            f"{statistics.median(self.transformers):,.4g} {self.unit}",
+            f"{statistics.median(ratios):.2f}",
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
+        ]
+
+
+def write_model(folder: Path, sizes: Sizes, dtype: str) -> None:
+    """Random weights in the published -hf layout, written once for both."""
+    import torch
+
+    from opsin import families, weights
+    from opsin.spec.decoder import DecoderConfig
+    from opsin.spec.vision import VisionConfig
+
+    width, layers, heads, mlp = sizes.vision
+    dim, decoder_layers, decoder_heads, decoder_mlp = sizes.decoder
+    config = families.preset("llava-1.5-7b-hf").config.replace(
+        vision=VisionConfig(image_size=336, patch_size=14, dim=width, num_layers=layers, num_heads=heads, mlp_dim=mlp),
+        decoder=DecoderConfig(
+            vocab_size=sizes.vocab_size,
+            dim=dim,
+            num_layers=decoder_layers,
+            num_heads=decoder_heads,
+            num_kv_heads=decoder_heads,
+            mlp_dim=decoder_mlp,
+        ),
+        image_token_id=sizes.vocab_size - 1,
+    )
+    vlm = weights.build(config, seed=0)
+    with torch.no_grad():  # wider logits than the usual start gives, so that greedy choice is clear in half precision
+        vlm.decoder.head.weight.mul_(20)
+    vlm.to(getattr(torch, dtype))
+    weights.export(folder, weights.Model(vlm=vlm, config=config, name="random", tokenizer_folder=None), layout="hf")
+
+
+def time_import(library: str) -> float:
+    """Seconds of a fresh process until the library could load a model, less those of importing torch alone."""
+    code = {
+        "opsin": "import opsin.generate.ready, opsin.generate.decode, opsin.encode",
+        "transformers": "from transformers import LlavaForConditionalGeneration, DynamicCache, CLIPImageProcessorPil",
+    }[library]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - start
+
+
+def measure(size: str, dtype: str, folder: Path, threads: int, say: Callable[[str], None]) -> list[Measured]:
+    """All phases of one size and dtype."""
+    sizes = SIZES[size]
+    rows: dict[str, Measured] = {}
+
+    def note(phase: str, unit: str, values: dict[str, float], scale: float = 1.0) -> None:
+        row = rows.setdefault(phase, Measured(size, dtype, phase, unit, [], []))
+        row.opsin.append(values["opsin"] * scale)
+        row.transformers.append(values["transformers"] * scale)
+
+    pair = Pair(str(folder), dtype, sizes.new_tokens, threads)
+    try:
+        pair.both(phase="load")  # not counted: page cache and lazy imports
+        for number in range(sizes.rounds):
+            note("load", "ms", {k: v["seconds"] for k, v in pair.both(phase="load").items()}, 1e3)
+            packed = pair.ask("opsin", phase="ready")["seconds"] * 1e3 - rows["load"].opsin[-1]
+            if dtype != "float32":
+                rows.setdefault(
+                    "lay out for the CPU, once", Measured(size, dtype, "lay out for the CPU, once", "ms", [], [])
+                )
+                rows["lay out for the CPU, once"].opsin.append(max(packed, 0.0))
+            for batch in (1, 8):
+                if number == 0:
+                    warm = pair.both(phase="answer", batch=batch)
+                    same = warm["opsin"]["ids"] == warm["transformers"]["ids"]
+                    if dtype == "float32" and not same:
+                        raise SystemExit(f"{size} {dtype} batch {batch}: greedy ids differ, so times mean nothing")
+                    say(f"{size} {dtype} batch {batch}: greedy ids {'equal' if same else 'differ (half precision)'}")
+                replies = pair.both(phase="answer", batch=batch)
+                note(f"vision + prefill, batch {batch}", "ms", {k: v["prefill"] for k, v in replies.items()}, 1e3)
+                note(f"decode step, batch {batch}", "ms", {k: v["step"] for k, v in replies.items()}, 1e3)
+        note("peak memory", "MiB", {k: v["peak_bytes"] for k, v in replies.items()}, 2**-20)
+    finally:
+        pair.close()
+    return list(rows.values())
+
+
+def measure_pictures(rounds: int, folder: Path, threads: int) -> list[Measured]:
+    """Preparing a 1024x768 picture; pixels are asserted equal first."""
+    check_pixels()
+    pair = Pair(str(folder), "float32", 2, threads)
+    rows = []
+    try:
+        for kind, name in (("crop", "picture, LLaVA-1.5 -hf"), ("anyres", "picture, LLaVA-NeXT -hf")):
+            row = Measured("1024x768", "", name, "ms", [], [])
+            pair.both(phase="prepare", kind=kind, repeat=2)
+            for _ in range(3 * rounds):
+                replies = pair.both(phase="prepare", kind=kind, repeat=4)
+                row.opsin.append(replies["opsin"]["seconds"] * 1e3)
+                row.transformers.append(replies["transformers"]["seconds"] * 1e3)
+            rows.append(row)
+    finally:
+        pair.close()
+    return rows
+
+
+def check_pixels() -> None:
+    """Both libraries make the same numbers of the same picture."""
+    import numpy as np
+
+    ours, theirs = Opsin("", "", 0), Transformers("", "", 0)
+    ours.photo = theirs.photo = photo()
+    for kind in ("crop", "anyres"):
+        tiles = np.asarray(theirs.prepare(kind)).reshape(-1, 3, 24, 14, 24, 14)
+        patches = tiles.transpose(0, 2, 4, 1, 3, 5).reshape(-1, 3 * 14 * 14)
+        np.testing.assert_array_equal(ours.prepare(kind), patches)
+
+
+def table(rows: list[Measured]) -> str:
+    """Markdown."""
+    head = ["size", "dtype", "phase", "opsin", "transformers", "ratio", "range"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * 3 + "---:|" * 4]
+    return "\n".join(lines + ["| " + " | ".join(row.cells()) + " |" for row in rows])
+
+
+def processor_name() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def main() -> None:
-    options = parse()
-    if importlib.util.find_spec("transformers") is None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small size, float32, two rounds")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="which sizes")
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"))
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--update-docs", action="store_true")
+    given = parser.parse_args()
+    try:
+        import transformers
+    except ImportError:
         raise SystemExit(
-            "transformers is not installed, and there is nothing to compare with: pip install 'opsin[dev]'"
-        )
-    sizes = (options.sizes or ("small" if options.quick else "small,medium")).split(",")
-    dtypes = options.dtypes.split(",")
-    rounds = options.rounds or (2 if options.quick else 5)
-    starts, steps = (1, 8) if options.quick else (3, 16)
-    began, load = time.perf_counter(), os.getloadavg()[0]
+            "this benchmark compares with transformers, which is not installed: pip install -e '.[dev]'"
+        ) from None
+    import torch
+
+    names = given.sizes or (["small"] if given.quick else ["small", "medium"])
+    dtypes = given.dtypes or (["float32"] if given.quick else ["float32", "bfloat16"])
+    rounds = given.rounds or (2 if given.quick else 0)
+    if rounds:
+        SIZES.update({name: Sizes(**{**vars(SIZES[name]), "rounds": rounds}) for name in names})
 
     def say(text: str) -> None:
-        print(f"[{time.perf_counter() - began:4.0f} s] {text}", flush=True)
+        print(text, file=sys.stderr, flush=True)
 
-    import models
-
-    unknown = [each for each in sizes if each not in models.SIZES] + [each for each in dtypes if each not in TIE]
-    if unknown:
-        raise SystemExit(f"{unknown[0]!r} is not known. Sizes: {', '.join(models.SIZES)}. Dtypes: {', '.join(TIE)}")
-    results: list[Measurement] = []
-    notes: list[str] = []
-    rates: list[float] = []
-    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        folder = Path(temporary)
-        pair = start_pair(stack, options.threads)
-        say("image preparation")
-        results += time_preparation(pair, models.write_preprocessors(folder), rounds)
-        for size in sizes:
+    rows: list[Measured] = []
+    imports = Measured("", "", "import", "s", [], [])
+    for _ in range(1 + (rounds or 3)):
+        imports.opsin.append(time_import("opsin"))
+        imports.transformers.append(time_import("transformers"))
+    imports.opsin, imports.transformers = imports.opsin[1:], imports.transformers[1:]
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in names:
             for dtype in dtypes:
-                model = models.write(folder / f"{size}-{dtype}", family="llava15", size=size, dtype=dtype)
-                say(f"{model.title} {dtype}, {model.num_parameters / 1e6:.0f} M parameters: load, prefill, decode")
-                found, said = time_model(pair, model, rounds, steps)
-                results += found
-                notes += said
-                rates.append(pair["opsin"].ask("probe")["rate"])
-                say("the same in fresh processes")
-                results += time_start(model, starts, options.threads)
-        say("LLaVA-NeXT prefill")
-        size = sizes[0]
-        for dtype in dtypes:
-            model = models.write(folder / f"next-{size}-{dtype}", family="llava_next", size=size, dtype=dtype)
-            results.append(time_prefill(pair, model, max(rounds - 2, 2)))
-    arguments = [each for each in sys.argv[1:] if each != "--update-docs"]
-    machine = report.surroundings(options.threads)
-    text = summary(results, notes, machine, rates, arguments=arguments, rounds=(rounds, starts), load=load)
-    print(f"\n{text}")
-    say("done")
-    if options.json is not None:
-        context = {"date": date.today().isoformat(), "machine": machine, "checks": notes, "read_rates": rates}
-        content = report.as_json(results, **context, command=shlex.join(sys.argv), rounds=rounds, load=load)
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
-    if options.update_docs:
-        report.update_docs(PAGE, text)
-
-
-def summary(
-    results: list[Measurement],
-    notes: list[str],
-    machine: dict[str, Any],
-    rates: list[float],
-    *,
-    arguments: list[str],
-    rounds: tuple[int, int],
-    load: float,
-) -> str:
-    """Tables and what they belong to."""
-    command = shlex.join(["python", "benchmarks/inference.py", *arguments])
-    packages = ", ".join(f"{name} {machine[name]}" for name in ("opsin", "torch", "transformers", "pillow"))
-    rate = f"{statistics.median(rates) / 1e9:.0f} GB/s ({min(rates) / 1e9:.0f}-{max(rates) / 1e9:.0f})"
-    checks = "\n".join(f"- {note}" for note in notes)
-    told = (
-        f"`{command}`, {date.today():%d %B %Y}: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} "
-        f"threads, Python {machine['python']}, {packages}. {rounds[0]} rounds ({rounds[1]} of fresh processes). Memory "
-        f"was read at {rate} in between; the load average at the start was {load:.1f}."
-    )
-    answers = f"Answers, compared before timing:\n\n{checks}"
-    return f"{told}\n\n{report.tables(results)}\n\n{report.verdict(results)}\n\n{answers}"
+                folder = Path(temporary) / f"{name}-{dtype}"
+                write_model(folder, SIZES[name], dtype)
+                if not rows:
+                    rows = [imports, *measure_pictures(rounds or 5, folder, given.threads)]
+                rows += measure(name, dtype, folder, given.threads, say)
+    text = table(rows)
+    print(json.dumps([vars(row) | {"ratios": row.ratios} for row in rows], indent=1) if given.json else text)
+    if given.update_docs:
+        command = " ".join(["python benchmarks/inference.py", *(a for a in sys.argv[1:])])
+        stamp = (
+            f"`{command}`, {date.today()}, {processor_name()}, {given.threads} threads, torch {torch.__version__}, "
+            f"transformers {transformers.__version__}:"
+        )
+        page = DOCS.read_text(encoding="utf-8")
+        page = re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n{stamp}\n\n{text}\n{END}", page, flags=re.DOTALL)
+        DOCS.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--worker"]:
+        worker(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
+    else:
+        main()
