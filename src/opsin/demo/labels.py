@@ -1,8 +1,8 @@
 """What stands in each patch of a picture: the dense supervision of the vision tower, and pictures typed with words.
 
 The language model's pretraining text holds typed pictures, as people once drew with a typewriter: one place per patch,
-and in it, struck over each other, the words for where it is and for what covers it (colour and name), a letter or
-digit that is centred there, the value at the top of a bar, and a mark in the middle of each shape.
+and in it, struck over each other, the words for where it is, for its colour and for what is centred there: a shape's
+name, a letter, a digit, the foot of a bar (`bar`) or its top (its value).
 """
 
 import random
@@ -25,8 +25,6 @@ INKS = ("nothing", *COLORS)
 _ANCHOR_IDS = {name: index for index, name in enumerate(ANCHORS)}
 _COVER_IDS = {name: index for index, name in enumerate(COVERS)}
 _INK_IDS = {name: index for index, name in enumerate(INKS)}
-MIDDLE = " one"
-"""Typed in the middle of a shape and at the foot of a bar: there is one of them for each, to be counted."""
 _LEAST_OVERLAP = 3.0
 """Pixels that a box must reach into a patch, across and down, to count as covering it."""
 
@@ -90,10 +88,9 @@ def _covered(start: float, stop: float) -> slice:
 
 
 def typed_picture(labels: PatchLabels, rng: random.Random, *, dropout: float = 0.0) -> list[tuple[str, ...]]:
-    """For each patch, row by row, the words struck there: its place, the colour and name of what covers it, and MIDDLE
-    or a letter or digit where such a thing is centred.
+    """For each patch, row by row, the words struck there: its place, its colour, and what is centred in it.
 
-    Words begin with a space, letters and digits do not: each is one token. Struck twice, a name is bolder.
+    Words begin with a space, letters and digits do not: each is one token.
     dropout: how often a word is left out, so that a reader learns to need none in particular. What is centred stays.
     """
     patches = []
@@ -102,15 +99,11 @@ def typed_picture(labels: PatchLabels, rng: random.Random, *, dropout: float = 0
             words = [f" {ROWS[row // 3]}", f" {COLUMNS[column // 3]}"]
             if labels.ink[row, column] != NOTHING:
                 words.append(f" {INKS[labels.ink[row, column]]}")
-            cover = COVERS[labels.cover[row, column]]
-            if cover not in ("nothing", "writing"):
-                words.append(f" {cover}")
             if dropout:
                 words = [word for word in words if rng.random() >= dropout]
-            anchor = ANCHORS[labels.anchor[row, column]].removeprefix("value ")
-            if len(anchor) == 1:
-                words.append(anchor)
-            elif anchor != "nothing":
-                words += [f" {anchor}", MIDDLE]
+            name = ANCHORS[labels.anchor[row, column]]
+            if name != "nothing":
+                name = name.removeprefix("value ")
+                words.append(name if len(name) == 1 else f" {name}")
             patches.append(tuple(words))
     return patches

@@ -31,16 +31,14 @@ from opsin.text.tokenise import tokenise
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 
 RUN = Fit(
-    steps=3200,
-    optim=Muon(lr=0.004, weight_decay=0.02, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
+    steps=2600,
+    optim=Muon(lr=0.003, weight_decay=0.02, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
 )
 BATCH = 16
 """Texts per step."""
-QUESTIONS = 12
+QUESTIONS = 10
 CAPTION_SHARE = 0.15
 """Texts that are a typed picture and its caption; the others are conversations."""
-DESCRIBED_SHARE = 0.25
-"""Conversations that end with the wish for a caption."""
 DROPOUT = 0.1
 """How often a word of a typed picture is missing."""
 NOISE = 0.1
@@ -108,8 +106,7 @@ def text(seed: int, index: int, split: Split, tokenizer: Tokenizer) -> Text:
         messages = [_asked(""), _answered(sample.caption)]
         return encode(PLAIN, messages, typed, tokenizer)
     turns = [(question.text, question.answer) for question in sample.questions]
-    if rng.random() < DESCRIBED_SHARE:
-        turns.append((rng.choice(DESCRIBE), sample.caption))
+    turns.append((rng.choice(DESCRIBE), sample.caption))
     return encode(CHAT, conversation(turns), typed, tokenizer)
 
 

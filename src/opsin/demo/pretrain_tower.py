@@ -23,10 +23,10 @@ from opsin.nn.vision import VisionTower
 from opsin.spec.recipe import AdamW, Muon
 
 RUN = Fit(
-    steps=8000,
+    steps=5000,
     optim=Muon(lr=0.005, weight_decay=0.02, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
 )
-BATCH = 24
+BATCH = 32
 """Pictures per step."""
 _NOTHING_WEIGHT = {"anchor": 0.1, "cover": 0.3, "ink": 0.3}
 """Weight of the patches that show nothing, which are most."""
