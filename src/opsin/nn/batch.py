@@ -59,6 +59,13 @@ class Batch:
             return CAUSAL
         return packed(self.documents)
 
+    def token_lengths(self) -> Tensor:
+        """(B, T) int64: the length of the conversation that each token belongs to; 1 in padding."""
+        lengths = torch.ones(self.ids.shape, dtype=torch.int64)
+        for row, start, stop in self.documents:
+            lengths[row, start:stop] = stop - start
+        return lengths.to(self.ids.device)
+
     def targets(self) -> tuple[Tensor, Tensor]:
         """Where logits are needed for the loss, and what they should be.
 

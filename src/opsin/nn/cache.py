@@ -45,6 +45,9 @@ class KVCache:
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.lengths: list[int] = [0] * batch_size
+        self.prompt_lengths: list[int] = [0] * batch_size
+        """Tokens of each row's first call. A rotation that depends on the sequence's length is chosen by it and kept:
+        keys are stored rotated, so that choosing again would mix two rotations."""
         self._places: tuple[int, Tensor, Tensor] | None = None
 
     @property
@@ -114,6 +117,9 @@ class KVCache:
     def advance(self, counts: Sequence[int]) -> None:
         """Count `counts[row]` of the appended tokens as stored; the rest was padding and is overwritten next time."""
         self._set_lengths([length + count for length, count in zip(self.lengths, counts, strict=True)])
+        self.prompt_lengths = [
+            prompt or length for prompt, length in zip(self.prompt_lengths, self.lengths, strict=True)
+        ]
 
     def select(self, rows: Sequence[int]) -> Self:
         """Keep `rows`, in that order, in place. Naming a row twice forks it; leaving one out frees it."""
@@ -122,6 +128,7 @@ class KVCache:
             for layer, old in enumerate(tensors):
                 tensors[layer] = old.index_select(0, index)
         self._set_lengths([self.lengths[row] for row in rows])
+        self.prompt_lengths = [self.prompt_lengths[row] for row in rows]
         return self
 
     def truncate(self, lengths: Sequence[int]) -> None:
