@@ -89,7 +89,7 @@ class VisionTower(nn.Module):
         """patches: (P, C * t * p * p) -> (P, D).
 
         On a CPU patches in plain order are laid out as tiles again and convolved: the sums are those of the linear
-        layer, but added in the order of the authors' kernel, so that features agree to the last bits. It takes no longer.
+        layer, but added in the order of the authors' kernel, so that features agree to the last bits, in the same time.
         """
         (h, w), size = frames[0], self.config.patch_size
         if patches.device.type != "cpu" or len(set(frames)) > 1 or self.config.patch_block > 1:
