@@ -33,7 +33,7 @@ class VLMConfig(Spec):
             raise ValueError(
                 f"image_token_id {self.image_token_id} lies outside the vocabulary of {self.decoder.vocab_size} rows"
             )
-        if self.resolution.tile_size != self.vision.image_size:
+        if self.vision.positions == "learned" and self.resolution.tile_size != self.vision.image_size:
             raise ValueError(
                 f"resolution.tile_size {self.resolution.tile_size} differs from vision.image_size "
                 f"{self.vision.image_size}: the tower's learned positions fit one size only"

@@ -70,6 +70,18 @@ class CenterCrop(_OneTile):
         return _one_tile(Canvas(size, (0, 0), resized, (side, side), offset), patch_size)
 
 
+class Squash(_OneTile):
+    """Resize to the square, whatever the aspect ratio: BLIP-2 and Qwen-VL."""
+
+    kind: Literal["squash"] = "squash"
+
+    def tiling(self, size: Size, patch_size: int) -> Tiling:
+        """Canvases and tiles for a picture of `size`."""
+        _check_size(size)
+        tile = (self.tile_size, self.tile_size)
+        return _one_tile(Canvas(size, (0, 0), tile, tile, (0, 0)), patch_size)
+
+
 class Pad(_OneTile):
     """Pad to a square with the mean colour, then resize: LLaVA-1.5's `pad` mode."""
 
@@ -221,4 +233,4 @@ def _resample(raster: NDArray[np.int32], grid_out: tuple[int, int], mode: Litera
     return Resample(raster.ravel(), (raster.shape[0], raster.shape[1]), grid_out, mode)
 
 
-ResolutionConfig = Annotated[CenterCrop | Pad | AnyRes, Field(discriminator="kind")]
+ResolutionConfig = Annotated[CenterCrop | Squash | Pad | AnyRes, Field(discriminator="kind")]

@@ -23,7 +23,7 @@ from torch import Tensor
 from opsin.errors import WeightError, unknown
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
-from opsin.spec.rules import Layout, Reshape
+from opsin.spec.rules import Layout, Reshape, Split
 from opsin.text.tokenizer import Tokenizer
 from opsin.weights.account import account, choose_layout, raise_problems
 from opsin.weights.config import FORMAT, NATIVE, read_published
@@ -135,11 +135,25 @@ def _whole_state(vlm: VLM, config: VLMConfig) -> dict[str, Tensor]:
 def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """The tensors of a model under the names and in the shapes of a published layout."""
     renamer, renamed = Renamer(layout), {}
+    pieces: dict[str, dict[int, Tensor]] = {}
     for name, tensor in state.items():
         match = renamer.from_target(name)
-        assert match is not None, f"layout {layout.name!r} has no name for {name!r}"
-        shape = match.rule.source_shape if isinstance(match.rule, Reshape) else tuple(tensor.shape)
-        renamed[match.source] = tensor.detach().reshape(shape)
+        if match is None:
+            fill = renamer.fills(name)
+            assert fill is not None, f"layout {layout.name!r} has no name for {name!r}"
+            if (tensor != fill.value).any():
+                raise WeightError(
+                    f"layout {layout.name!r} does not store {name!r}, because it is always {fill.value} "
+                    f"({fill.reason}); in this model it is not"
+                )
+        elif isinstance(match.rule, Split):
+            parts = pieces.setdefault(match.source, {})
+            parts[match.piece] = tensor.detach().unflatten(0, (match.rule.groups, -1))
+            if len(parts) == len(match.rule.targets):
+                renamed[match.source] = torch.cat([parts[i] for i in sorted(parts)], dim=1).flatten(0, 1)
+        else:
+            shape = match.rule.source_shape if isinstance(match.rule, Reshape) else tuple(tensor.shape)
+            renamed[match.source] = tensor.detach().reshape(shape)
     return renamed
 
 

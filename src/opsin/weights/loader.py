@@ -20,14 +20,14 @@ from opsin.errors import ConfigError, TokenizerError, WeightError
 from opsin.families import Family, chat, family_of
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
-from opsin.spec.rules import Reshape
+from opsin.spec.rules import Reshape, Split
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.weights.account import Account, account, choose_layout, raise_problems
 from opsin.weights.config import read_config, read_json
 from opsin.weights.files import read_headers
 from opsin.weights.hub import locate
 from opsin.weights.init import on_meta
-from opsin.weights.rules import identity
+from opsin.weights.rules import Match, identity
 
 Part = Literal["vision", "connector", "newline", "decoder"]
 
@@ -179,12 +179,26 @@ def read_tensors(found: Account, *, dtype: torch.dtype | None, device: str | tor
                 for name in names:
                     match, _ = found.placed[name]
                     tensor = stream.get_tensor(match.source)
-                    if isinstance(match.rule, Reshape):
-                        tensor = tensor.reshape(match.rule.target_shape)
-                    state[name] = tensor.to(device=device, dtype=dtype or tensor.dtype)
+                    state[name] = _ours(tensor, match).to(device=device, dtype=dtype or tensor.dtype)
         except (SafetensorError, OSError) as error:
             raise WeightError(f"{file}: cannot be read ({error})") from None
+    for name, value in found.filled.items():
+        kept = dtype or main_dtype(found)
+        state[name] = torch.full(found.shapes[name], value, dtype=kept, device=device)
     return state
+
+
+def _ours(tensor: Tensor, match: Match) -> Tensor:
+    """The tensor of ours that a checkpoint's tensor is or holds."""
+    match match.rule:
+        case Reshape():
+            return tensor.reshape(match.rule.target_shape)
+        case Split():
+            rule, piece = match.rule, match.piece
+            grouped = tensor.unflatten(0, (rule.groups, sum(rule.rows)))
+            return grouped.narrow(1, sum(rule.rows[:piece]), rule.rows[piece]).flatten(0, 1)
+        case _:
+            return tensor
 
 
 def _account_part(
