@@ -46,6 +46,10 @@ class RopeConfig(Spec):
     """Base of the frequencies."""
     sections: tuple[int, int, int] | None = None
     """How many of the E/2 frequencies read the time, row and column axis of the position (M-RoPE); None: one axis."""
+    picture_span: Literal["time_and_space", "space"] = "time_and_space"
+    """With three axes: by how many positions a picture or video moves what follows it. `time_and_space`: the largest of
+    its rows, columns and times, the published rule (arXiv:2409.12191, transformers 4). `space`: the larger of rows and
+    columns, so that the text after a long video stands among its times (transformers 5)."""
     scaling: RopeScaling | None = None
     log_n: int | None = None
     """At inference, the query at the i-th position is multiplied by log(i) / log(log_n) where i > log_n (Qwen-VL)."""

@@ -18,6 +18,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from opsin.errors import PlanError
 from opsin.spec.base import Spec
+from opsin.spec.native import Native
 from opsin.spec.plan import NEWLINE, Canvas, Color, Grid, Resample, RowLayout, Size, Tile, Tiling
 
 
@@ -233,4 +234,4 @@ def _resample(raster: NDArray[np.int32], grid_out: tuple[int, int], mode: Litera
     return Resample(raster.ravel(), (raster.shape[0], raster.shape[1]), grid_out, mode)
 
 
-ResolutionConfig = Annotated[CenterCrop | Squash | Pad | AnyRes, Field(discriminator="kind")]
+ResolutionConfig = Annotated[CenterCrop | Squash | Pad | AnyRes | Native, Field(discriminator="kind")]
