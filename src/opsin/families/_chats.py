@@ -1,7 +1,8 @@
-"""Chat formats of the LLaVA line, one value each.
+"""Chat formats, one value each.
 
-Names are those of the authors' `conv_templates` (llava/conversation.py). Two of their formats are written differently
-for training than for inference, and so are two values here: `v0` and `v0_train`, `plain_prompt` and `plain`.
+Names in the LLaVA line are those of the authors' `conv_templates` (llava/conversation.py). Two of their formats are
+written differently for training than for inference, and so are two values here: `v0` and `v0_train`, `plain_prompt` and
+`plain`.
 """
 
 from opsin.spec.chat import AssistantTurn, ChatFormat, Control, ImageMarkup, Piece, Text, UserTurn
@@ -180,6 +181,46 @@ PLAIN = ChatFormat(
 PLAIN_PROMPT = PLAIN.replace(name="plain_prompt", user=UserTurn(suffix=(Text(text="\n"),)), empty_turn="prefix")
 """What the authors' get_prompt writes for `plain`: unlike in training, the user's text stays."""
 
+VISION_MARKUP = ImageMarkup(
+    before=(Control(token="<|vision_start|>"),), after=(Control(token="<|vision_end|>"),), placement="inline"
+)
+"""Qwen2-VL: pictures and videos between two tokens, wherever they stand in the text."""
+QWEN2_VL = ChatFormat(
+    name="qwen2_vl",
+    system="You are a helpful assistant.",
+    system_prefix=(Control(token="<|im_start|>"), Text(text="system\n")),
+    system_suffix=(Control(token="<|im_end|>"), Text(text="\n")),
+    user=UserTurn(
+        prefix=(Control(token="<|im_start|>"), Text(text="user\n")),
+        suffix=(Control(token="<|im_end|>"), Text(text="\n")),
+    ),
+    assistant=AssistantTurn(
+        prefix=(Control(token="<|im_start|>"), Text(text="assistant\n")),
+        suffix=(Control(token="<|im_end|>", supervised=True), _taught("\n")),
+    ),
+    turns="any",
+    empty_turn="whole",
+    markup=VISION_MARKUP,
+    stop_tokens=("<|im_end|>", "<|endoftext|>"),
+)
+"""Qwen2-VL-Instruct: the published chat template. Answers are taught with `<|im_end|>` and the line break after it, as
+2U1/Qwen2-VL-Finetune does; the authors' own training code is not published."""
+QWEN2_VL_NUMBERED = QWEN2_VL.replace(
+    name="qwen2_vl_numbered", markup=VISION_MARKUP.replace(label="Picture {}: ", video_label="Video {}: ")
+)
+"""The same with the template's `add_vision_id`: for questions about several pictures by number."""
+QWEN2_VL_BASE = ChatFormat(
+    name="qwen2_vl_base",
+    user=UserTurn(),
+    assistant=AssistantTurn(suffix=(Control(token="<|endoftext|>", supervised=True),)),
+    turns="any",
+    empty_turn="whole",
+    markup=VISION_MARKUP,
+    stop_tokens=("<|endoftext|>", "<|im_end|>"),
+)
+"""Qwen2-VL base models: contents one after the other, nothing around them. Their template writes no answers; that these
+end with `<|endoftext|>` is ours, after generation_config.json, which stops at it."""
+
 CHATS: dict[str, ChatFormat] = {
     chat.name: chat
     for chat in (
@@ -198,6 +239,9 @@ CHATS: dict[str, ChatFormat] = {
         MPT,
         PLAIN,
         PLAIN_PROMPT,
+        QWEN2_VL,
+        QWEN2_VL_NUMBERED,
+        QWEN2_VL_BASE,
     )
 }
 

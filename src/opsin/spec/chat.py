@@ -29,8 +29,12 @@ Pieces = tuple[Piece, ...]
 
 
 class ImageMarkup(Spec):
-    """What surrounds a picture's slots, and where in its turn it stands."""
+    """What surrounds the slots of a picture or video, and where in its turn it stands."""
 
+    label: str = ""
+    """Text in front, in which {} is the picture's number in the conversation, from 1: `Picture {}: `."""
+    video_label: str = ""
+    """The same for videos, which are counted for themselves."""
     before: Pieces = ()
     after: Pieces = ()
     placement: Literal["front", "inline"] = "front"

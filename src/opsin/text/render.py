@@ -6,7 +6,7 @@ from typing import Literal
 
 from opsin.errors import MessageError
 from opsin.spec.chat import ChatFormat, Pieces, Text
-from opsin.text.messages import ImagePart, Message, TextPart
+from opsin.text.messages import ImagePart, MediaPart, Message, TextPart, VideoPart
 
 Source = Literal["template", "user", "assistant", "system"]
 Mode = Literal["prompt", "train"]
@@ -33,9 +33,11 @@ class ControlSpan:
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """One picture: the place of its slots."""
+    """One picture or video: the place of its slots."""
 
     index: int
+    """Which of the conversation's pictures, or of its videos."""
+    kind: Literal["image", "video"] = "image"
 
 
 Span = TextSpan | ControlSpan | ImageSpan
@@ -59,11 +61,12 @@ def render(chat: ChatFormat, messages: Sequence[Message], *, mode: Mode) -> list
     for role, text in chat.example:
         spans += _example(chat, role, text)
     seen_user = False
+    numbers = _numbers(turns)
     for message in turns:
         if message.role == "assistant":
             spans += _assistant_turn(chat, message)
             continue
-        spans += _user_turn(chat, message, is_first=not seen_user, head=[] if seen_user else head)
+        spans += _user_turn(chat, message, numbers, is_first=not seen_user, head=[] if seen_user else head)
         seen_user = True
     return spans + _pieces(chat.assistant.prefix if mode == "prompt" else chat.end)
 
@@ -73,8 +76,9 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
     for number, message in enumerate(messages, start=1):
         if message.role == "system" and number > 1:
             raise MessageError(f"message {number} is a system message; only the first message can be one")
-        if message.role != "user" and message.images:
-            raise MessageError(f"message {number} ({message.role}) holds a picture; only user messages can hold one")
+        if message.role != "user" and (message.images or message.videos):
+            kind = "picture" if message.images else "video"
+            raise MessageError(f"message {number} ({message.role}) holds a {kind}; only user messages can hold one")
     if not any(message.role == "user" for message in messages):
         raise MessageError(f"no user message among {len(messages)} message(s); a conversation needs at least one")
     if mode == "prompt" and messages[-1].role != "user":
@@ -111,23 +115,35 @@ def _pieces(pieces: Pieces, *, source: Literal["begin", "template"] = "template"
     return spans
 
 
-def _user_turn(chat: ChatFormat, message: Message, *, is_first: bool, head: list[Span]) -> list[Span]:
+def _numbers(turns: Sequence[Message]) -> dict[MediaPart, int]:
+    """For each picture and video, how many of its kind the conversation has shown with it."""
+    shown = [part for message in turns for part in message.parts if not isinstance(part, TextPart)]
+    return {
+        part: number
+        for kind in (ImagePart, VideoPart)
+        for number, part in enumerate((part for part in shown if isinstance(part, kind)), start=1)
+    }
+
+
+def _user_turn(
+    chat: ChatFormat, message: Message, numbers: dict[MediaPart, int], *, is_first: bool, head: list[Span]
+) -> list[Span]:
     """head: the system text, for formats that write it inside the first user turn."""
     turn = chat.user
-    content = _content(chat, message)
+    content = _content(chat, message, numbers)
     if not content and chat.empty_turn == "prefix":
         return _pieces(turn.prefix)
     before = [*_pieces(() if is_first else chat.between), *_pieces(turn.prefix), *_pieces(turn.lead)]
     return [*before, *head, *content, *_pieces(turn.suffix)]
 
 
-def _content(chat: ChatFormat, message: Message) -> list[Span]:
+def _content(chat: ChatFormat, message: Message, numbers: dict[MediaPart, int]) -> list[Span]:
     """The pictures and the text of a user turn, in the order they are written."""
-    parts = [part for part in message.parts if chat.user.text == "keep" or isinstance(part, ImagePart)]
-    in_front = chat.markup.placement == "front" and bool(message.images)
+    parts = [part for part in message.parts if chat.user.text == "keep" or not isinstance(part, TextPart)]
+    in_front = chat.markup.placement == "front" and bool(message.images or message.videos)
     if in_front:
         text = "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
-        parts = [part for part in parts if isinstance(part, ImagePart)]
+        parts = [part for part in parts if not isinstance(part, TextPart)]
         if text:
             parts.append(TextPart(text))
     spans: list[Span] = []
@@ -135,7 +151,12 @@ def _content(chat: ChatFormat, message: Message) -> list[Span]:
         if isinstance(part, TextPart):
             spans.append(TextSpan(part.text, False, "user"))
             continue
-        spans += [*_pieces(chat.markup.before), ImageSpan(part.index), *_pieces(chat.markup.after)]
+        is_video = isinstance(part, VideoPart)
+        label = chat.markup.video_label if is_video else chat.markup.label
+        if label:
+            spans.append(TextSpan(label.replace("{}", str(numbers[part])), False, "template"))
+        slots = ImageSpan(part.index, "video" if is_video else "image")
+        spans += [*_pieces(chat.markup.before), slots, *_pieces(chat.markup.after)]
         if in_front and place < len(parts) - 1:
             spans += _pieces(chat.markup.separator)
     return spans
