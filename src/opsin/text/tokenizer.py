@@ -1,6 +1,7 @@
 """Text to ids and back. Text never becomes a control token: those are asked for by name.
 
-Back ends: sentencepiece (`tokenizer.model`) and Hugging Face tokenizers (`tokenizer.json`). Each reports where in the
+Back ends: sentencepiece (`tokenizer.model`) and Hugging Face tokenizers (`tokenizer.json`, or `vocab.json` with
+`merges.txt`). Each reports where in the
 text every token starts, so that nothing has to be tokenised a second time to find out which ids belong to an answer.
 """
 
@@ -17,7 +18,10 @@ Place = Literal["start", "after_control"]
 """Where a text stands: at the start of a conversation or after a picture (LLaVA tokenises the texts between pictures
 one by one, so each is a start of its own), or right after a control token."""
 
-FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+FILES = (
+    *("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+)
 """Files that say what a tokenizer does. What else a repository holds is not read."""
 
 
@@ -153,7 +157,7 @@ def load_tokenizer(folder: Path, *, legacy: bool | None = None) -> Tokenizer:
             from opsin.text._sentencepiece import SentencePieceTokenizer
 
             return SentencePieceTokenizer(files)
-        if "tokenizer.json" in files:
+        if "tokenizer.json" in files or "vocab.json" in files:
             from opsin.text._huggingface import HuggingFaceTokenizer
 
             return HuggingFaceTokenizer(files)
@@ -161,8 +165,9 @@ def load_tokenizer(folder: Path, *, legacy: bool | None = None) -> Tokenizer:
         raise TokenizerError(f"{folder}: {error}") from None
     found = sorted(path.name for path in folder.iterdir())[:20] if folder.is_dir() else "no such folder"
     raise TokenizerError(
-        f"{folder} holds neither tokenizer.model nor tokenizer.json (found: {found}). Copy one from the model's "
-        "repository; transformers' AutoTokenizer writes a tokenizer.json from older files with save_pretrained."
+        f"{folder} holds neither tokenizer.model nor tokenizer.json, nor vocab.json with merges.txt (found: {found}). "
+        "Copy one from the model's repository; transformers' AutoTokenizer writes a tokenizer.json from older files with "
+        "save_pretrained."
     )
 
 

@@ -68,7 +68,7 @@ class Model:
         """Whether `tokenizer` would find one."""
         folder = self.tokenizer_folder
         return "tokenizer" in self.__dict__ or (
-            folder is not None and any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+            folder is not None and any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json", "vocab.json"))
         )
 
     @cached_property
