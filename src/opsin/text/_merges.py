@@ -55,6 +55,7 @@ def _reading(kind: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
             }
         case _:
             raise TokenizerError(
-                f"tokenizer_config.json names the class {kind!r}; of vocab.json and merges.txt alone only Qwen2Tokenizer "
-                "and GPT2Tokenizer can be made. transformers' AutoTokenizer writes a tokenizer.json with save_pretrained"
+                f"tokenizer_config.json names the class {kind!r}; vocab.json and merges.txt alone are enough for "
+                "Qwen2Tokenizer and GPT2Tokenizer only. transformers' AutoTokenizer writes a tokenizer.json with "
+                "save_pretrained"
             )

@@ -166,8 +166,8 @@ def load_tokenizer(folder: Path, *, legacy: bool | None = None) -> Tokenizer:
     found = sorted(path.name for path in folder.iterdir())[:20] if folder.is_dir() else "no such folder"
     raise TokenizerError(
         f"{folder} holds neither tokenizer.model nor tokenizer.json, nor vocab.json with merges.txt (found: {found}). "
-        "Copy one from the model's repository; transformers' AutoTokenizer writes a tokenizer.json from older files with "
-        "save_pretrained."
+        "Copy one from the model's repository; transformers' AutoTokenizer writes a tokenizer.json from older files "
+        "with save_pretrained."
     )
 
 
