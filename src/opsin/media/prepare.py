@@ -137,13 +137,16 @@ def _prepared(patches: NDArray[np.float32], plan: ImagePlan, name: str) -> Prepa
 
 def _fill(patches: NDArray[np.float32], levels: Levels, vision: VisionConfig, kernels: Kernels | None) -> None:
     """Cut one drawn tile into patches (P, 3, frames, p * p) and write them normalised, the same into every frame."""
-    flat = _cut(levels, vision.patch_size, vision.patch_block)
-    mean, std = (np.repeat(np.array(values, np.float32), vision.patch_size**2) for values in (vision.mean, vision.std))
+    p, block = vision.patch_size, vision.patch_block
+    mean, std = (np.repeat(np.array(values, np.float32), p * p) for values in (vision.mean, vision.std))
     normalise = (kernels or _EXACT).normalise
-    for start in range(0, len(flat), _GROUP):
-        part = slice(start, start + _GROUP)
-        values = normalise(flat[part], mean, std)
-        patches[part] = values.reshape(len(values), 3, 1, -1)
+    columns = levels.shape[1] // p
+    lines = max(1, _GROUP // (columns * block)) * block * p
+    start = 0
+    for top in range(0, levels.shape[0] - p + 1, lines):
+        values = normalise(_cut(levels[top : top + lines], p, block), mean, std)
+        patches[start : start + len(values)] = values.reshape(len(values), 3, 1, -1)
+        start += len(values)
 
 
 def _cut(levels: Levels, p: int, block: int) -> NDArray[np.uint8]:
