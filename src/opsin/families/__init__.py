@@ -9,10 +9,11 @@ from opsin.families._family import Family, HubConfig, Preset
 from opsin.families.llava import LLAVA
 from opsin.families.llava15 import LLAVA15
 from opsin.families.llava_next import LLAVA_NEXT
+from opsin.families.qwen2_vl import QWEN2_VL
 from opsin.spec.chat import ChatFormat
 from opsin.spec.model import VLMConfig
 
-FAMILIES: tuple[Family, ...] = (LLAVA, LLAVA15, LLAVA_NEXT)
+FAMILIES: tuple[Family, ...] = (LLAVA, LLAVA15, LLAVA_NEXT, QWEN2_VL)
 
 __all__ = [
     "FAMILIES",

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from opsin.errors import ConfigError
 from opsin.spec.base import Spec
 from opsin.spec.chat import ChatFormat
@@ -35,6 +37,8 @@ class Preset(Spec):
     """Why no repository can be loaded as it stands and what to do instead; empty where one can."""
     twin: str | None = None
     """Preset with the same trained weights in another layout."""
+    generation: dict[str, float | int | bool] = Field(default_factory=dict)
+    """How its published generation_config.json samples answers."""
 
 
 @dataclass(frozen=True, eq=False)

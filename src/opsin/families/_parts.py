@@ -1,4 +1,4 @@
-"""Parts that the LLaVA line is put together from: published towers and language models."""
+"""Parts that families are put together from: published towers and language models."""
 
 from opsin.spec.decoder import DecoderConfig, RopeConfig
 from opsin.spec.vision import VisionConfig
@@ -34,6 +34,26 @@ YI_34B = DecoderConfig(
     rope=RopeConfig(theta=5e6), max_positions=4096,
 )  # fmt: skip
 """NousResearch/Nous-Hermes-2-Yi-34B, config.json."""
+
+QWEN2_VL_TOWER = VisionConfig(
+    image_size=14, patch_size=14, dim=1280, num_layers=32, num_heads=16, mlp_dim=5120, norm_eps=1e-6, out_layers=(-1,),
+    class_token="none", positions="rotary", first_norm=False, last_norm=False, frames=2, patch_block=2,
+)  # fmt: skip
+"""The same in all sizes of Qwen2-VL (arXiv:2409.12191, table 1): DFN's ViT, its position table replaced by rotation."""
+
+QWEN2_VL_2B = DecoderConfig(
+    vocab_size=151_936, dim=1536, num_layers=28, num_heads=12, num_kv_heads=2, mlp_dim=8960, norm_eps=1e-6,
+    attention_bias="qkv", head="tied", rope=RopeConfig(theta=1e6, sections=(16, 24, 24)), max_positions=32_768,
+)  # fmt: skip
+"""Qwen2 1.5B with positions on three axes: Qwen/Qwen2-VL-2B, config.json."""
+
+QWEN2_VL_7B = QWEN2_VL_2B.replace(
+    vocab_size=152_064, dim=3584, num_heads=28, num_kv_heads=4, mlp_dim=18_944, head="own"
+)
+"""Qwen/Qwen2-VL-7B, config.json."""
+
+QWEN2_VL_72B = QWEN2_VL_7B.replace(dim=8192, num_layers=80, num_heads=64, num_kv_heads=8, mlp_dim=29_568)
+"""Qwen/Qwen2-VL-72B, config.json."""
 
 HF_EXTRA_ROWS = 64
 """Rows that the llava-hf conversion adds to the embedding and the head: `<image>`, `<pad>`, and up to the next 64."""

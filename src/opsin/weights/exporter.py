@@ -36,7 +36,7 @@ from opsin.weights.rules import Renamer
 SHARD_BYTES = 5_000_000_000
 """Largest weight file of an export, the custom of the hub."""
 
-WRITTEN = ("original", "hf")
+WRITTEN = ("original", "hf", "hf-v5")
 """Layouts that are written; every other one is only read."""
 
 
@@ -89,7 +89,8 @@ def save_native(
 def export(folder: str | Path, model: Model, *, layout: str = "hf", shard_bytes: int = SHARD_BYTES) -> ExportReport:
     """Write a model under published names, with the config files that belong to them, and check it.
 
-    layout: `original` for the authors' code, `hf` for transformers. Raises ConfigError when the layout cannot hold the
+    layout: `original` for the authors' code, `hf` for transformers, `hf-v5` for the names that its version 5 gives the
+    same tensors, where the family has them. Raises ConfigError when the layout cannot hold the
     model, and WeightError when the folder is not empty or what was written does not read back equal.
     """
     folder = Path(folder)
@@ -98,7 +99,10 @@ def export(folder: str | Path, model: Model, *, layout: str = "hf", shard_bytes:
     if layout not in WRITTEN:
         raise unknown("layout", layout, WRITTEN)
     files = model.family.write(model.config, layout)  # refuses models that the layout has no words for
-    rules = next(each for each in model.family.layouts(model.config) if each.name == layout)
+    layouts = {each.name: each for each in model.family.layouts(model.config) if each.name in WRITTEN}
+    if layout not in layouts:
+        raise unknown("layout", layout, layouts)
+    rules = layouts[layout]
     state = to_layout(_whole_state(model.vlm, model.config), rules)
     with _staged(folder) as staging:
         _write_shards(staging, state, shard_bytes)

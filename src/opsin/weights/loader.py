@@ -67,9 +67,8 @@ class Model:
     def has_tokenizer(self) -> bool:
         """Whether `tokenizer` would find one."""
         folder = self.tokenizer_folder
-        return "tokenizer" in self.__dict__ or (
-            folder is not None and any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json", "vocab.json"))
-        )
+        names = ("tokenizer.model", "tokenizer.json", "vocab.json")
+        return "tokenizer" in self.__dict__ or (folder is not None and any((folder / name).is_file() for name in names))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -136,7 +135,8 @@ def load(
         config=config,
         name=located.label,
         layout=main.layout.name,
-        generation=read_json(located.folder / "generation_config.json") or {},
+        generation=read_json(located.folder / "generation_config.json")
+        or (dict(located.preset.generation) if located.preset else {}),
         tokenizer_folder=tokenizer or located.folder,
     )
 
