@@ -67,7 +67,7 @@ def test_written_files_read_back(family: families.Family) -> None:
     """Every preset in every layout that can hold it; only what the layout has no word for may differ."""
     for preset in (*family.presets, family.tiny):
         config = preset.config
-        for layout in ("original", "hf"):
+        for layout in ("original", "hf", "hf-v5"):
             try:
                 files = family.write(config, layout)
             except ConfigError:

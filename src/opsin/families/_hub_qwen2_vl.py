@@ -48,6 +48,10 @@ VISION_DEFAULTS: dict[str, Any] = {
 DEFAULT_MAX_PIXELS = 1280 * 28 * 28
 """transformers Qwen2VLImageProcessor; the published preprocessor_config.json says 16384 blocks."""
 
+OWN_KEY = "opsin"
+"""Key under which exported config files carry what the published ones have no words for: how videos are read, what
+happens to small sides, and the rule of positions after a picture."""
+
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "use_sliding_window": (None, False),
@@ -75,7 +79,7 @@ def read_config(hub: HubConfig, preprocessor: HubConfig | None, chat: ChatFormat
     """The published flat file, or the nested one of transformers 4.52 and later."""
     if CHAT_KEY in hub:
         chat = ChatFormat.parse(hub[CHAT_KEY], where=f"{CONFIG} {CHAT_KEY}")
-    text, vision = hub.get("text_config") or hub, hub.get("vision_config") or {}
+    text, vision, own = hub.get("text_config") or hub, hub.get("vision_config") or {}, hub.get(OWN_KEY) or {}
     _refuse(hub, NEUTRAL, READ, CONFIG)
     _refuse(text, NEUTRAL, READ, f"{CONFIG} text_config")
     _refuse(vision, VISION_NEUTRAL, frozenset({"rope_parameters", *VISION_DEFAULTS}), f"{CONFIG} vision_config")
@@ -93,7 +97,7 @@ def read_config(hub: HubConfig, preprocessor: HubConfig | None, chat: ChatFormat
             "norm_eps": get("rms_norm_eps"),
             "attention_bias": "qkv",
             "head": "tied" if tied else "own",
-            "rope": _rope(text),
+            "rope": _rope(text, own.get("picture_span", "time_and_space")),
             "max_positions": get("max_position_embeddings"),
         },
         where=CONFIG,
@@ -108,7 +112,7 @@ def read_config(hub: HubConfig, preprocessor: HubConfig | None, chat: ChatFormat
             "vision": tower,
             "connector": PatchMerger(),
             "decoder": decoder,
-            "resolution": _resolution(preprocessor, tower),
+            "resolution": own.get("resolution") or _resolution(preprocessor, tower),
             "chat": chat,
             "image_token_id": hub.get("image_token_id", 151_655),
             "video_token_id": hub.get("video_token_id", 151_656),
@@ -117,14 +121,18 @@ def read_config(hub: HubConfig, preprocessor: HubConfig | None, chat: ChatFormat
     )
 
 
-def _rope(text: HubConfig) -> RopeConfig:
+def _rope(text: HubConfig, picture_span: str) -> RopeConfig:
     theta = text.get("rope_theta", TEXT_DEFAULTS["rope_theta"])
     scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "mrope"))
     if kind not in ("mrope", "default"):
         raise ConfigError(f"{CONFIG}: positions of type {kind!r} are not served, only 'mrope' is")
     return RopeConfig.parse(
-        {"theta": scaling.get("rope_theta", theta), "sections": scaling.get("mrope_section", (16, 24, 24))},
+        {
+            "theta": scaling.get("rope_theta", theta),
+            "sections": scaling.get("mrope_section", (16, 24, 24)),
+            "picture_span": picture_span,
+        },
         where=f"{CONFIG} rope_scaling",
     )
 
@@ -144,7 +152,7 @@ def _tower(hub: HubConfig, preprocessor: HubConfig) -> VisionConfig:
         "dim": hub["embed_dim"],
         "num_layers": hub["depth"],
         "num_heads": hub["num_heads"],
-        "mlp_dim": int(hub["embed_dim"] * hub["mlp_ratio"]),
+        "mlp_dim": math.floor(hub["embed_dim"] * hub["mlp_ratio"]),
         "activation": hub["hidden_act"],
         "frames": hub["temporal_patch_size"],
     }
@@ -197,8 +205,17 @@ def _refuse(hub: HubConfig, neutral: Mapping[str, tuple[Any, ...]], read: frozen
 
 def write_config(config: VLMConfig, layout: str) -> HubFiles:
     """`hf`: the flat file as published; `hf-v5`: the nested one of transformers 5."""
+    if layout not in ("hf", "hf-v5"):
+        raise ConfigError(f"Qwen2-VL was published in transformers' layout alone, not in {layout!r}: use 'hf'")
     text, vision, resolution = _text_keys(config), _vision_keys(config), config.resolution
     assert isinstance(resolution, Native)
+    assert config.decoder.rope is not None
+    own: dict[str, Any] = {}
+    said = {name: getattr(resolution, name) for name in ("factor", "min_pixels", "max_pixels")}
+    if resolution != Native(**said):
+        own["resolution"] = resolution.model_dump(mode="json")
+    if config.decoder.rope.picture_span != "time_and_space":
+        own["picture_span"] = config.decoder.rope.picture_span
     hub: dict[str, Any] = {
         "architectures": ["Qwen2VLForConditionalGeneration"],
         "model_type": "qwen2_vl",
@@ -207,6 +224,7 @@ def write_config(config: VLMConfig, layout: str) -> HubFiles:
         "tie_word_embeddings": config.decoder.head == "tied",
         "vision_config": vision,
         CHAT_KEY: config.chat.model_dump(mode="json"),
+        **({OWN_KEY: own} if own else {}),
     }
     hub |= text if layout == "hf" else {"text_config": {"model_type": "qwen2_vl_text", **text}}
     preprocessor = {
