@@ -11,24 +11,41 @@ from opsin.nn.mask import Mask
 from opsin.nn.rope import Rotation, rotate
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Mask,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
     """Softmax attention with grouped keys: softmax(q k^T / sqrt(E)) v.
 
     q: (B, T, H, E)   k, v: (B, S, K, E), K divides H   mask: which of the S keys each of the T queries may see.
+    bias: (1, H, T, S), added to the scores (T5's relative positions). scale: instead of 1 / sqrt(E). dropout: share of
+    the weights that is dropped, at training.
     Returns (B, T, H, E). The kernels accumulate scores in float32 for half-precision inputs, which overflow otherwise.
     """
-    grouped = q.shape[2] != k.shape[2]
     if mask.form == "stretches":
+        assert bias is None, "stretches have no common matrix that a bias could be added to"
         out = torch.zeros_like(q)
         for row, start, stop in mask.stretches:
             part = (slice(row, row + 1), slice(start, stop))
             causal = mask.within == "causal"
-            out[part] = _sdpa(q[part], k[part], v[part], causal=causal, allowed=None, grouped=grouped)
+            out[part] = _sdpa(q[part], k[part], v[part], causal=causal, allowed=None, scale=scale, dropout=dropout)
         return out
-    return _sdpa(q, k, v, causal=mask.form == "causal", allowed=mask.allowed, grouped=grouped)
+    allowed, causal = mask.allowed, mask.form == "causal"
+    if bias is not None:
+        assert not causal, "write a causal mask out where there is a bias"
+        allowed = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
+    return _sdpa(q, k, v, causal=causal, allowed=allowed, scale=scale, dropout=dropout)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, allowed: Tensor | None, grouped: bool) -> Tensor:
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, allowed: Tensor | None, scale: float | None, dropout: float
+) -> Tensor:
     # SDPA wants heads before tokens; the transposes are views.
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
@@ -36,7 +53,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, allowed: Tensor | No
         v.transpose(1, 2),
         attn_mask=allowed,
         is_causal=causal and q.shape[1] > 1,
-        enable_gqa=grouped,
+        enable_gqa=q.shape[2] != k.shape[2],
+        scale=scale,
+        dropout_p=dropout,
     )
     return out.transpose(1, 2)
 

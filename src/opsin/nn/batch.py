@@ -30,6 +30,8 @@ class Batch:
     """(B, T, A) int64."""
     documents: tuple[Stretch, ...]
     """(row, start, stop) of every conversation, in order."""
+    encoder_lengths: tuple[int, ...] = ()
+    """For every conversation, how many of its first tokens go to an encoder; empty where none do."""
     supervised: Tensor | None = None
     """(B, T) bool: tokens that training teaches. None where nothing is taught."""
     patches: Tensor | None = None

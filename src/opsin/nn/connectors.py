@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from opsin.nn.attention import attend
 from opsin.nn.mask import FULL
 from opsin.nn.positions import resize_table
+from opsin.nn.qformer import QFormerRows
 from opsin.spec.connector import (
     ConnectorConfig,
     LinearConnector,
@@ -17,6 +18,7 @@ from opsin.spec.connector import (
     PixelShuffleConnector,
     Resampler,
 )
+from opsin.spec.qformer import QFormerConfig
 
 
 def make_connector(config: ConnectorConfig, *, in_dim: int, out_dim: int) -> nn.Module:
@@ -30,6 +32,8 @@ def make_connector(config: ConnectorConfig, *, in_dim: int, out_dim: int) -> nn.
             return MergedRows(config, in_dim=in_dim, out_dim=out_dim)
         case Resampler():
             return ResampledRows(config, in_dim=in_dim, out_dim=out_dim)
+        case QFormerConfig():
+            return QFormerRows(config, in_dim=in_dim, out_dim=out_dim)
 
 
 class _MLP(nn.Module):

@@ -9,6 +9,7 @@ stretches of it, so the dense form is left to what remains.
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Stretch = tuple[int, int, int]
@@ -49,3 +50,11 @@ def dense(segment_q: Tensor, order_q: Tensor, segment_k: Tensor, order_k: Tensor
     same = segment_q[:, :, None] == segment_k[:, None, :]
     earlier = order_k[:, None, :] <= order_q[:, :, None]
     return Mask("dense", allowed=(same & earlier)[:, None])
+
+
+def without_padding(valid_q: Tensor, valid_k: Tensor) -> Mask:
+    """Whatever is not padding sees all that is not padding. valid_q: (B, T), valid_k: (B, S); bool."""
+    orders = (torch.zeros_like(valid, dtype=torch.int64) for valid in (valid_q, valid_k))
+    order_q, order_k = orders
+    # Padding is a segment of its own, which sees itself: a query that sees nothing would become NaN.
+    return dense(~valid_q, order_q, ~valid_k, order_k)

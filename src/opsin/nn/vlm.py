@@ -8,8 +8,10 @@ from opsin.nn.cache import KVCache
 from opsin.nn.connectors import make_connector
 from opsin.nn.decoder import Decoder
 from opsin.nn.layout import row_table
+from opsin.nn.seq2seq import Seq2Seq
 from opsin.nn.vision import VisionTower
 from opsin.spec.model import VLMConfig
+from opsin.spec.seq2seq import Seq2SeqConfig
 
 
 class VLM(nn.Module):
@@ -25,7 +27,8 @@ class VLM(nn.Module):
         self.vision = VisionTower(config.vision)
         self.connector = make_connector(config.connector, in_dim=config.vision.out_dim, out_dim=config.decoder.dim)
         self.newline = nn.Parameter(torch.empty(config.decoder.dim)) if config.uses_newline else None
-        self.decoder = Decoder(config.decoder)
+        language = config.decoder
+        self.decoder = Seq2Seq(language) if isinstance(language, Seq2SeqConfig) else Decoder(language)
 
     def rows(self, patches: Tensor, grids: Tensor) -> Tensor:
         """patches: (P, C * p * p), grids: (N, 3) -> rows (R, D), one per place of each tile's row grid."""
@@ -53,6 +56,8 @@ class VLM(nn.Module):
         With a cache the batch's rows continue the cached ones, and their keys and values are added to it.
         """
         x = self.embed(batch, rows)
+        if isinstance(self.decoder, Seq2Seq):
+            return self.decoder(x, batch=batch, cache=cache)
         if cache is None:
             return self.decoder(x, positions=batch.positions, mask=batch.mask, lengths=self._lengths(batch, None))
         needed = max(cache.lengths) + x.shape[1]

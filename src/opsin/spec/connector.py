@@ -7,6 +7,7 @@ from pydantic import Field
 from opsin.errors import PlanError
 from opsin.spec.base import Spec
 from opsin.spec.plan import Grid
+from opsin.spec.qformer import QFormerConfig
 
 
 class LinearConnector(Spec):
@@ -76,5 +77,6 @@ def _halved(grid: Grid) -> Grid:
 
 
 ConnectorConfig = Annotated[
-    LinearConnector | MLPConnector | PixelShuffleConnector | PatchMerger | Resampler, Field(discriminator="kind")
+    LinearConnector | MLPConnector | PixelShuffleConnector | PatchMerger | Resampler | QFormerConfig,
+    Field(discriminator="kind"),
 ]

@@ -1,9 +1,9 @@
 """A whole vision-language model as one value, and the plan of one picture for it."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Discriminator, Tag, model_validator
 
 from opsin.errors import PlanError
 from opsin.spec.base import Spec
@@ -12,8 +12,20 @@ from opsin.spec.connector import ConnectorConfig
 from opsin.spec.decoder import DecoderConfig
 from opsin.spec.native import Native
 from opsin.spec.plan import ImagePlan, Size, Tiling
-from opsin.spec.resolution import AnyRes, ResolutionConfig
+from opsin.spec.resolution import AnyRes, DynamicTiles, ResolutionConfig
+from opsin.spec.seq2seq import Seq2SeqConfig
 from opsin.spec.vision import VisionConfig
+
+
+def _language_kind(value: Any) -> str:
+    """Which description of a language model some data is: the older one, of a causal model, does not say its kind."""
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "causal" if kind is None else str(kind)
+
+
+LanguageConfig = Annotated[
+    Annotated[DecoderConfig, Tag("causal")] | Annotated[Seq2SeqConfig, Tag("seq2seq")], Discriminator(_language_kind)
+]
 
 
 class VLMConfig(Spec):
@@ -21,7 +33,8 @@ class VLMConfig(Spec):
 
     vision: VisionConfig
     connector: ConnectorConfig
-    decoder: DecoderConfig
+    decoder: LanguageConfig
+    """The language model; `seq2seq` has an encoder as well, which reads the prompt."""
     resolution: ResolutionConfig
     chat: ChatFormat
     image_token_id: int | None = None
@@ -44,7 +57,7 @@ class VLMConfig(Spec):
                 f"{self.vision.image_size}: the tower's learned positions fit one size only"
             )
         raster = isinstance(self.resolution, AnyRes) and self.resolution.merge != "flat"
-        if raster and self.vision.class_token == "keep":
+        if raster and self._keeps_class_rows:
             raise ValueError(
                 "vision.class_token is 'keep', but resolution.merge lays rows out as a raster, in which class tokens "
                 "have no place; use class_token 'drop' or merge 'flat'"
@@ -77,9 +90,20 @@ class VLMConfig(Spec):
         """Whether the model has a learned newline row."""
         return self.resolution.uses_newline
 
-    def plan(self, size: Size) -> ImagePlan:
-        """The plan of one picture of (width, height) pixels. Raises PlanError for a size that cannot be served."""
-        return self._laid_out(size, self.resolution.tiling(size, self.vision.patch_size))
+    @property
+    def _keeps_class_rows(self) -> bool:
+        """Whether each tile has a row of the class token's: connectors that look at whole tiles take it in."""
+        return self.vision.class_token == "keep" and self.connector.kind not in ("resampler", "qformer")
+
+    def plan(self, size: Size, *, num_images: int = 1) -> ImagePlan:
+        """The plan of one picture of (width, height) pixels. Raises PlanError for a size that cannot be served.
+
+        num_images: pictures of its conversation, which may have to share what one alone could take.
+        """
+        resolution = self.resolution
+        if isinstance(resolution, DynamicTiles):
+            resolution = resolution.among(num_images)
+        return self._laid_out(size, resolution.tiling(size, self.vision.patch_size))
 
     def plan_video(self, size: Size, *, num_frames: int, rate: float | None = None) -> ImagePlan:
         """The plan of a video of `num_frames` frames of (width, height) pixels, or its part that is shown.
@@ -105,7 +129,7 @@ class VLMConfig(Spec):
 
     def _laid_out(self, size: Size, tiling: Tiling, *, frames: tuple[int, ...] = ()) -> ImagePlan:
         row_grids = [self.connector.row_grid(tile.grid) for tile in tiling.tiles]
-        class_rows: Literal[0, 1] = 1 if self.vision.class_token == "keep" else 0
+        class_rows: Literal[0, 1] = 1 if self._keeps_class_rows else 0
         layout = self.resolution.layout(tiling, row_grids, class_rows=class_rows)
         return ImagePlan(
             size=size,
@@ -119,11 +143,11 @@ class VLMConfig(Spec):
         )
 
     def plan_all(self, sizes: Sequence[Size]) -> list[ImagePlan]:
-        """Plans of several pictures; an error names the picture's number."""
+        """Plans of the pictures of one conversation; an error names the picture's number."""
         plans = []
         for number, size in enumerate(sizes, start=1):
             try:
-                plans.append(self.plan(size))
+                plans.append(self.plan(size, num_images=len(sizes)))
             except PlanError as error:
                 raise PlanError(f"picture {number} of {len(sizes)}: {error}") from None
         return plans

@@ -7,9 +7,12 @@ from numpy.typing import NDArray
 
 from opsin.spec.decoder import DecoderConfig
 from opsin.spec.plan import Grid
+from opsin.spec.seq2seq import Seq2SeqConfig
 
 
-def token_positions(num_tokens: int, rasters: Iterable[tuple[int, Grid]], decoder: DecoderConfig) -> NDArray[np.int64]:
+def token_positions(
+    num_tokens: int, rasters: Iterable[tuple[int, Grid]], decoder: DecoderConfig | Seq2SeqConfig
+) -> NDArray[np.int64]:
     """(num_tokens, A) positions of a conversation.
 
     rasters: (token, row grid) for every picture or video whose slots, from that token on, are one raster (t, h, w).
