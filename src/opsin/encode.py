@@ -18,7 +18,7 @@ from opsin.spec.model import VLMConfig
 from opsin.spec.plan import ImagePlan
 from opsin.spec.positions import token_positions
 from opsin.text.messages import Conversation
-from opsin.text.render import ImageSpan, Span, render
+from opsin.text.render import ControlSpan, ImageSpan, Span, render
 from opsin.text.tokenise import tokenise
 from opsin.text.tokenizer import Tokenizer
 
@@ -45,6 +45,8 @@ class Encoded:
     """(T,) index into `spans` of the span that each token starts in."""
     spans: tuple[Span, ...]
     """What the conversation was rendered to."""
+    encoder_length: int = 0
+    """How many of the first tokens go to an encoder, in a model that has one; the rest is its decoder's."""
     name: str = ""
     notes: tuple[str, ...] = field(default=())
     """What was done to a picture on the way in, such as the choice of the first frame."""
@@ -105,7 +107,7 @@ class Encoder:
             conversation.images[index], mode=self.image_mode, limits=self.limits, name=f"image {index + 1}"
         )
         try:
-            plan = self.config.plan(picture.size)
+            plan = self.config.plan(picture.size, num_images=len(conversation.images))
         except OpsinError as error:
             raise type(error)(f"{picture.name}: {error}") from None
         check_plan(plan, self.limits, picture.name)
@@ -180,6 +182,7 @@ class Encoder:
         ids[entries] = [slot_ids[span.kind] for _, span in shown]
         rows = [image.plan.layout.order for image in images]
         starts = (counts.cumsum() - counts)[entries].tolist()
+        decoder = [entry for entry, span in enumerate(text.spans) if _begins_decoder(spans[span])]
         rasters = [(start, image.plan.raster) for start, image in zip(starts, images, strict=True) if image.plan.raster]
         return Encoded(
             ids=np.repeat(ids, counts),
@@ -190,9 +193,14 @@ class Encoder:
             images=images,
             token_spans=np.repeat(np.array(text.spans, np.int64), counts),
             spans=tuple(spans),
+            encoder_length=int(counts[: decoder[0]].sum()) if decoder else 0,
             name=conversation.id,
             notes=tuple(note for _, notes in opened for note in notes),
         )
+
+
+def _begins_decoder(span: Span) -> bool:
+    return isinstance(span, ControlSpan) and span.source == "decoder"
 
 
 def _check_marks(conversation: Conversation, shown: list[ImageSpan]) -> None:

@@ -8,7 +8,7 @@ so what people write can never name a file.
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
 
@@ -23,6 +23,10 @@ ImageSource = Union[str, Path, bytes, "Image.Image"]
 
 VideoSource = str | Path | bytes | tuple[ImageSource, ...]
 """Where a video comes from: a path, a `data:` or web address as text, an encoded file, or its frames as pictures."""
+
+Standing = Literal["beside", "in_text"]
+"""How a picture came into its message: handed over beside the text, or by a mark in it. Formats write something between
+a picture and the text beside it; text with marks says itself what stands around them."""
 
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 ROLES: dict[str, Role] = {
@@ -58,6 +62,7 @@ class ImagePart:
 
     index: int
     """Which of `Conversation.images`, from 0."""
+    standing: Standing = field(default="beside", compare=False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class VideoPart:
 
     index: int
     """Which of `Conversation.videos`, from 0."""
+    standing: Standing = field(default="beside", compare=False)
 
 
 MediaPart = ImagePart | VideoPart
@@ -291,7 +297,7 @@ class _Reader:
             return _text(text)
         parts: list[Part] = []
         for piece in re.split(f"({'|'.join(self.marks)})", text):
-            parts += [self._take(self.marks[piece])] if piece in self.marks else _text(piece)
+            parts += [self._take(self.marks[piece], "in_text")] if piece in self.marks else _text(piece)
         return tuple(parts)
 
     def _part(self, part: Any) -> Part:
@@ -314,15 +320,15 @@ class _Reader:
         if kind in ("image", "video"):
             given = next((part[key] for key in (kind, "url", "path", "source") if part.get(key) is not None), None)
             if given is None:
-                return self._take(ImagePart if kind == "image" else VideoPart)
+                return self._take(ImagePart if kind == "image" else VideoPart, "beside")
             if kind == "video":
                 return VideoPart(self.videos.show(_video(given)))
             return ImagePart(self.images.show(_source(given)))
         raise MessageError(f"the type {kind[:80]!r} is unknown; known: text, image, image_url, video, video_url")
 
-    def _take(self, kind: type[MediaPart]) -> MediaPart:
+    def _take(self, kind: type[MediaPart], standing: Standing) -> MediaPart:
         """The next picture or video of the record's list."""
-        return kind((self.images if kind is ImagePart else self.videos).take())
+        return kind((self.images if kind is ImagePart else self.videos).take(), standing)
 
 
 def _listed(record: Mapping[str, Any], name: str, read: Callable[[Any], Any]) -> list[Any] | None:

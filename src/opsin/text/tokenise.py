@@ -44,7 +44,7 @@ def tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> TokenisedText:
             continue
         if isinstance(span, ControlSpan):
             result.ids.append(tokenizer.control_id(span.token))
-            place = "start" if span.source == "begin" else "after_control"
+            place = "after_control" if span.source == "template" else "start"
         else:
             result.images.append((len(result.ids), span.index))
             result.ids.append(IMAGE)
