@@ -6,6 +6,8 @@ for what they leave out. Names are written from the published listings, not made
 
 from typing import Any
 
+from families import published_internvl
+
 Shapes = dict[str, tuple[int, ...]]
 
 VICUNA_7B: dict[str, Any] = {
@@ -225,6 +227,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"vision_config": QWEN2_VL_TOWER | {"hidden_size": sizes["hidden_size"]}}
     for size, sizes in QWEN2_VL_SIZES.items()
 }
+CONFIGS |= published_internvl.CONFIGS
 """Preset -> config.json of its repository."""
 
 
@@ -343,4 +346,5 @@ TENSORS: dict[str, tuple[str, Shapes]] = {
     for size, sizes in QWEN2_VL_SIZES.items()
     for suffix in ("", "-instruct")
 }
+TENSORS |= published_internvl.TENSORS
 """Preset -> layout of its repository, and every tensor in it."""

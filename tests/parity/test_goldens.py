@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from parity import kinds_data, kinds_media, kinds_model, kinds_qwen2_vl, kinds_text
+from parity import (
+    kinds_data,
+    kinds_internvl,
+    kinds_internvl_text,
+    kinds_media,
+    kinds_model,
+    kinds_qwen2_vl,
+    kinds_text,
+)
 from parity.case import Case, find_cases
 
-SUPPORTED = {"llava", "qwen2_vl"}
+SUPPORTED = {"llava", "internvl", "qwen2_vl"}
 """Families that are built. A case of any other family is skipped; one of these must be understood."""
 
-FAMILY_MODULES = (kinds_qwen2_vl,)
+FAMILY_MODULES = (kinds_internvl, kinds_internvl_text, kinds_qwen2_vl)
 """Modules whose RUNNERS are named by (family, kind)."""
 
 Runner = Callable[[Case], None]

@@ -100,7 +100,7 @@ def vision_rules(vision: VisionConfig, prefix: str) -> tuple[Rule, ...]:
 
 
 def decoder_rules(
-    prefix: str, head: str, *, biases: Literal["none", "qkv"] = "none", tied: bool = False
+    prefix: str, head: str, *, biases: Literal["none", "qkv", "all"] = "none", tied: bool = False
 ) -> tuple[Rule, ...]:
     """Llama, and with it Vicuna, Mistral, Yi and Qwen2, as transformers names it.
 
@@ -119,10 +119,11 @@ def decoder_rules(
         "layers.{}.mlp.down_proj": "layers.{}.mlp.down",
         "norm": "norm",
     }
-    qkv = {theirs: ours for theirs, ours in modules.items() if theirs.endswith(("q_proj", "k_proj", "v_proj"))}
+    biased = {"none": (), "qkv": ("q_proj", "k_proj", "v_proj"), "all": ("q_proj", "k_proj", "v_proj", "o_proj")}
+    with_bias = {theirs: ours for theirs, ours in modules.items() if theirs.endswith(biased[biases])}
     return (
         *_modules(modules, prefix, "decoder.", ("weight",)),
-        *(_modules(qkv, prefix, "decoder.", ("bias",)) if biases == "qkv" else ()),
+        *_modules(with_bias, prefix, "decoder.", ("bias",)),
         Drop(source=f"{head}weight", reason="equal to the embedding")
         if tied
         else Rename(source=f"{head}weight", target="decoder.head.weight"),

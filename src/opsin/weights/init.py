@@ -7,6 +7,7 @@ class token, newline         normal, std 1 / sqrt(dim)         CLIP's class_embe
 connector, weight and bias   uniform, +- 1 / sqrt(inputs)      nn.Linear's own, which the authors train from
 other biases                 0
 norms                        weight 1, bias 0
+layer scales                 0.1                               InternViT-6B's initializer_factor
 """
 
 import hashlib
@@ -15,10 +16,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from opsin.nn.blocks import LayerScale
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 
-STD = 0.02
+STD, SCALE = 0.02, 0.1
 
 
 def build(
@@ -58,6 +60,8 @@ def initialise(vlm: VLM, *, seed: int, part: str = "") -> None:
 def _draw(name: str, module: nn.Module, shape: torch.Size, generator: torch.Generator) -> Tensor:
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
+    if isinstance(module, LayerScale):
+        return torch.full(shape, SCALE)
     if isinstance(module, nn.Linear) and name.startswith("connector."):
         bound = 1 / math.sqrt(module.in_features)
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
