@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from opsin import families, weights
 from opsin.collate import pack, pad
 from opsin.encode import Encoded
-from opsin.families._hub_internvl import read_tower
-from opsin.families._hub_internvl_text import read_decoder
+from opsin.families._internvl_hub import read_tower
+from opsin.families._internvl_text import read_decoder
 from opsin.families._parts import IMAGENET_MEAN, IMAGENET_STD
 from opsin.generate import Sampling, generate
 from opsin.media.image import open_image

@@ -28,9 +28,9 @@ thumbnail, 3328. Sizes: config.json of the repositories (OpenGVLab/InternVL-Chat
 
 from opsin.families._chats import INTERNLM2_CHAT, PHI3_CHAT
 from opsin.families._family import Family, Preset
-from opsin.families._hub_internvl import NATIVE, ORIGINAL, chat_for, read_config
-from opsin.families._hub_internvl_write import write_config
-from opsin.families._layouts_internvl import internvl_layouts, internvl_part_layouts
+from opsin.families._internvl_hub import NATIVE, ORIGINAL, chat_for, read_config
+from opsin.families._internvl_layouts import internvl_layouts, internvl_part_layouts
+from opsin.families._internvl_write import write_config
 from opsin.families._parts import INTERNLM2_1_8B, INTERNLM2_20B, INTERNVIT_6B, INTERNVIT_300M, PHI3_MINI_128K
 from opsin.spec.chat import ChatFormat
 from opsin.spec.connector import PixelShuffleConnector

@@ -11,7 +11,7 @@ from opsin.errors import ConfigError, nearest
 from opsin.families._chats import INTERNLM2_CHAT, INTERNVL_25, INTERNVL_HF, PHI3_CHAT
 from opsin.families._family import HubConfig
 from opsin.families._hub import CHAT_KEY, CONFIG, PREPROCESSOR
-from opsin.families._hub_internvl_text import SUSPICIOUS, read_decoder, text_kind
+from opsin.families._internvl_text import SUSPICIOUS, read_decoder, text_kind
 from opsin.families._keys import refuse_unread
 from opsin.families._parts import IMAGENET_MEAN, IMAGENET_STD
 from opsin.spec.chat import ChatFormat

@@ -6,8 +6,8 @@ from typing import Any
 from opsin.errors import ConfigError
 from opsin.families._family import HubConfig
 from opsin.families._hub import LLAMA
+from opsin.families._internvl_layouts import Names
 from opsin.families._keys import refuse_unread
-from opsin.families._layouts_internvl import Names
 from opsin.spec.decoder import DecoderConfig
 
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -5,9 +5,9 @@ from typing import Any
 from opsin.errors import ConfigError
 from opsin.families._family import HubFiles
 from opsin.families._hub import CHAT_KEY, CONFIG, PREPROCESSOR
-from opsin.families._hub_internvl import NATIVE, ORIGINAL, TEMPLATES
-from opsin.families._hub_internvl_text import write_decoder
-from opsin.families._layouts_internvl import causal, possible_names
+from opsin.families._internvl_hub import NATIVE, ORIGINAL, TEMPLATES
+from opsin.families._internvl_layouts import causal, possible_names
+from opsin.families._internvl_text import write_decoder
 from opsin.families._parts import INTERNVIT_300M
 from opsin.spec.connector import PixelShuffleConnector
 from opsin.spec.model import VLMConfig
