@@ -5,7 +5,8 @@ FAMILIES is the whole list; a new family is a new file and one more name in it.
 
 from opsin.errors import ConfigError, unknown
 from opsin.families._chats import CHATS
-from opsin.families._family import Family, HubConfig, Preset
+from opsin.families._family import Family, HubConfig, Preset, RetrieverPreset
+from opsin.families.blip2 import BLIP2
 from opsin.families.internvl15 import INTERNVL15
 from opsin.families.llava import LLAVA
 from opsin.families.llava15 import LLAVA15
@@ -14,13 +15,14 @@ from opsin.families.qwen2_vl import QWEN2_VL
 from opsin.spec.chat import ChatFormat
 from opsin.spec.model import VLMConfig
 
-FAMILIES: tuple[Family, ...] = (LLAVA, LLAVA15, LLAVA_NEXT, INTERNVL15, QWEN2_VL)
+FAMILIES: tuple[Family, ...] = (BLIP2, LLAVA, LLAVA15, LLAVA_NEXT, INTERNVL15, QWEN2_VL)
 
 __all__ = [
     "FAMILIES",
     "Family",
     "HubConfig",
     "Preset",
+    "RetrieverPreset",
     "all_presets",
     "chat",
     "family",
@@ -28,6 +30,7 @@ __all__ = [
     "family_of",
     "preset",
     "preset_of_hub",
+    "retriever_preset",
 ]
 
 
@@ -42,6 +45,15 @@ def preset(id: str) -> Preset:
     if id not in known:
         raise unknown("model", id, known)
     return known[id]
+
+
+def retriever_preset(id: str) -> RetrieverPreset:
+    """The model that compares pictures with texts of that id, or in that repository. Raises UnknownNameError."""
+    known = {preset.id: preset for each in FAMILIES for preset in each.retrievers}
+    found = next((preset for preset in known.values() if id in preset.hub), None) or known.get(id)
+    if found is None:
+        raise unknown("model that compares pictures with texts", id, known)
+    return found
 
 
 def preset_of_hub(repository: str) -> Preset | None:

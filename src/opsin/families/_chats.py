@@ -5,6 +5,7 @@ written differently for training than for inference, and so are two values here:
 `plain`.
 """
 
+from opsin.families._blip2_parts import BLIP2_CHATS
 from opsin.spec.chat import AssistantTurn, ChatFormat, Control, ImageMarkup, Piece, Text, UserTurn
 
 BOS = Control(token="<s>")
@@ -319,6 +320,7 @@ CHATS: dict[str, ChatFormat] = {
         INTERNVL_HF,
         PHI3_CHAT,
         PHI3_CHAT_LATER,
+        *BLIP2_CHATS,
     )
 }
 

@@ -10,6 +10,7 @@ from opsin.errors import ConfigError
 from opsin.spec.base import Spec
 from opsin.spec.chat import ChatFormat
 from opsin.spec.model import VLMConfig
+from opsin.spec.qformer import RetrieverConfig
 from opsin.spec.rules import Layout
 
 HubConfig = Mapping[str, Any]
@@ -39,6 +40,25 @@ class Preset(Spec):
     """Preset with the same trained weights in another layout."""
     generation: dict[str, float | int | bool] = Field(default_factory=dict)
     """How its published generation_config.json samples answers."""
+
+
+class RetrieverPreset(Spec):
+    """One published model that compares pictures with texts."""
+
+    id: str
+    config: RetrieverConfig
+    hub: tuple[str, ...] = ()
+    """Published repositories that hold exactly this model; the first one is loaded."""
+    parameters: int
+    """Tensor elements of the whole model, the vision tower included."""
+    source: str
+    """Where the numbers come from."""
+    access: str = ""
+    """Why no repository can be loaded as it stands and what to do instead; empty where one can."""
+
+
+def _none(hub: HubConfig) -> None:
+    """No repository."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +93,10 @@ class Family:
     """Ways to name the tensors of one part in a file of its own: a tower, a language model, a projector."""
     tower: Callable[[HubConfig], str | None]
     """Repository that holds the vision tower, where config.json names one."""
+    language: Callable[[HubConfig], str | None] = _none
+    """Repository that holds the language model, where config.json names one and the checkpoint may lack it."""
+    retrievers: tuple[RetrieverPreset, ...] = ()
+    """Published models that compare pictures with texts, made of the same parts."""
 
     def from_hub(
         self, hub: HubConfig, preprocessor: HubConfig | None = None, *, chat: ChatFormat | None = None
