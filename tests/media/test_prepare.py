@@ -250,7 +250,7 @@ def test_kernels_of_a_caller_draw_plain_canvases_and_pillow_draws_padded_ones() 
         """Kernels that are easy to tell from Pillow's."""
 
         def resize(self, levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-            return np.full((size[1], size[0], 3), 100, np.uint8)
+            return np.full((size[1], size[0], 4), 100, np.uint8)
 
         def normalise(self, levels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
             return levels.astype(np.float32)

@@ -26,7 +26,7 @@ class Pixels:
         self._may_begin_with_columns = order == "pillow" and int(version("pillow").split(".")[0]) >= 13
 
     def resize(self, levels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """(H, W, 3) to (height, width, 3). size: (width, height)."""
+        """(H, W, C) to (height, width, C), of 3 or 4 channels. size: (width, height)."""
         (height, width), (new_width, new_height) = levels.shape[:2], size
         fewer_lines, fewer_columns = height - new_height, width - new_width
         if self._may_begin_with_columns and fewer_lines > max(0, 2 * fewer_columns):
@@ -50,6 +50,7 @@ def _resize(levels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
         return levels
     # Channels innermost in memory: torch's kernel for that order is more than twice as fast as for planes, and is found
     # by the strides, those of the batch axis included.
-    pixels = torch.from_numpy(levels)[None].permute(0, 3, 1, 2)
+    writable = levels if levels.flags.writeable else levels.copy()  # torch warns of memory that is not
+    pixels = torch.from_numpy(writable)[None].permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
     return resized.permute(0, 2, 3, 1)[0].contiguous().numpy()
