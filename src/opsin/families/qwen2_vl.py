@@ -40,7 +40,6 @@ from opsin.spec.rules import Drop, Layout, Rename, Reshape, Rule, Split
 
 
 def _preset(id: str, name: str, decoder: DecoderConfig, chat: ChatFormat, parameters: int) -> Preset:
-    is_base = chat is BASE
     return Preset(
         id=id,
         config=VLMConfig(
@@ -55,14 +54,9 @@ def _preset(id: str, name: str, decoder: DecoderConfig, chat: ChatFormat, parame
         hub=(f"Qwen/{name}",),
         parameters=parameters,
         source=f"Qwen/{name} config.json, preprocessor_config.json",
-        # The penalty counts: with the likeliest token alone to draw from, the other numbers change nothing.
-        generation={
-            "do_sample": True,
-            "temperature": 0.1 if is_base else 0.01,
-            "top_p": 0.001,
-            "top_k": 1,
-            "repetition_penalty": 1.05 if is_base else 1.0,
-        },
+        # With the likeliest token alone to draw from, of these numbers only the penalty changes an answer.
+        generation={"do_sample": True, "top_p": 0.001, "top_k": 1}
+        | ({"temperature": 0.1, "repetition_penalty": 1.05} if chat is BASE else {"temperature": 0.01}),
     )
 
 
