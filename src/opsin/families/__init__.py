@@ -5,7 +5,7 @@ FAMILIES is the whole list; a new family is a new file and one more name in it.
 
 from opsin.errors import ConfigError, unknown
 from opsin.families._chats import CHATS
-from opsin.families._family import Family, HubConfig, Preset, RetrieverPreset
+from opsin.families._family import Family, HubConfig, Preset, Retrieval, RetrieverPreset
 from opsin.families.blip2 import BLIP2
 from opsin.families.internvl15 import INTERNVL15
 from opsin.families.llava import LLAVA
@@ -22,6 +22,7 @@ __all__ = [
     "Family",
     "HubConfig",
     "Preset",
+    "Retrieval",
     "RetrieverPreset",
     "all_presets",
     "chat",
@@ -30,6 +31,7 @@ __all__ = [
     "family_of",
     "preset",
     "preset_of_hub",
+    "retrieval_for_hub",
     "retriever_preset",
 ]
 
@@ -49,11 +51,23 @@ def preset(id: str) -> Preset:
 
 def retriever_preset(id: str) -> RetrieverPreset:
     """The model that compares pictures with texts of that id, or in that repository. Raises UnknownNameError."""
-    known = {preset.id: preset for each in FAMILIES for preset in each.retrievers}
+    known = {preset.id: preset for each in FAMILIES if each.retrieval for preset in each.retrieval.presets}
     found = next((preset for preset in known.values() if id in preset.hub), None) or known.get(id)
     if found is None:
         raise unknown("model that compares pictures with texts", id, known)
     return found
+
+
+def retrieval_for_hub(hub: HubConfig) -> Retrieval:
+    """What reads a published config.json of a model that compares pictures with texts. Raises ConfigError."""
+    for each in FAMILIES:
+        if each.retrieval is not None and each.retrieval.matches(hub):
+            return each.retrieval
+    known = ", ".join(each.title for each in FAMILIES if each.retrieval)
+    raise ConfigError(
+        f"config.json describes a model of type {hub.get('model_type')!r} (architectures "
+        f"{hub.get('architectures')!r}), none that compares pictures with texts. Known families of those: {known}"
+    )
 
 
 def preset_of_hub(repository: str) -> Preset | None:

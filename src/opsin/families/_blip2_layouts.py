@@ -106,7 +106,12 @@ def tower_layouts(vision: VisionConfig) -> tuple[Layout, ...]:
         )
     unread = [f"blocks.{vision.num_layers}.{name}" for name in _EVA_TENSORS]
     unread += [f"{module}.{tensor}" for module in ("norm", "fc_norm", "head") for tensor in _WEIGHT_BIAS]
-    return (Layout(name="eva", rules=(*lavis, *_drops(unread))),)
+    # Any BLIP-2 of the same resolution will do: while the tower is frozen, all of them have the same.
+    return (
+        Layout(name="eva", rules=(*lavis, *_drops(unread))),
+        Layout(name="lavis-tower", rules=lavis_tower_rules(vision, "visual_encoder.")),
+        Layout(name="hf-tower", rules=hf_tower_rules(vision, "vision_model.", "")[:-2]),
+    )
 
 
 def part_layouts(config: VLMConfig) -> tuple[Layout, ...]:

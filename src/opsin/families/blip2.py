@@ -33,11 +33,13 @@ connector of a frozen one. Sizes: config.json of the Salesforce repositories; LA
 from opsin.families._blip2_hub import (
     chat_for,
     is_blip2,
+    is_retriever,
     language_repository,
     read_config,
+    read_retriever,
     tower_repository,
 )
-from opsin.families._blip2_layouts import layouts, part_layouts
+from opsin.families._blip2_layouts import layouts, part_layouts, retriever_layouts, tower_layouts
 from opsin.families._blip2_parts import (
     BLIP2_OPT,
     BLIP2_OPT_PROMPT,
@@ -55,8 +57,8 @@ from opsin.families._blip2_parts import (
     OPT_ROWS,
     T5_IMAGE_TOKEN,
 )
-from opsin.families._blip2_write import write_config
-from opsin.families._family import Family, Preset, RetrieverPreset
+from opsin.families._blip2_write import write_config, write_retriever
+from opsin.families._family import Family, Preset, Retrieval, RetrieverPreset
 from opsin.spec.decoder import DecoderConfig
 from opsin.spec.model import VLMConfig
 from opsin.spec.qformer import QFormerConfig, RetrieverConfig
@@ -235,5 +237,14 @@ BLIP2 = Family(
     part_layouts=part_layouts,
     tower=tower_repository,
     language=language_repository,
-    retrievers=RETRIEVERS,
+    retrieval=Retrieval(
+        presets=RETRIEVERS,
+        tiny=TINY_RETRIEVER,
+        matches=lambda hub: is_blip2(hub) and is_retriever(hub),
+        read=read_retriever,
+        write=write_retriever,
+        layouts=retriever_layouts,
+        tower_layouts=tower_layouts,
+        tower=tower_repository,
+    ),
 )
