@@ -172,7 +172,9 @@ def read_tower(hub: HubConfig, *, out_layer: int) -> VisionConfig:
 
 
 def _read_native(hub: HubConfig, preprocessor: HubConfig, chat: ChatFormat) -> VLMConfig:
-    text, tower = hub.get("text_config") or {}, hub.get("vision_config") or {}
+    # The class takes Qwen2 where nothing is said.
+    text = {"model_type": "qwen2", **(hub.get("text_config") or {})}
+    tower = hub.get("vision_config") or {}
     where = f"{CONFIG} vision_config"
     refuse_unread(tower, neutral=VIT_NEUTRAL, read=VIT_READ, suspicious=SUSPICIOUS, where=where)
     get = {**NATIVE_VIT_DEFAULTS, **tower}

@@ -41,6 +41,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
         controls = {name: token_id for name, token_id in controls.items() if name not in blanks}
         last = max([*vocab.values(), *controls.values(), *blanks.values()], default=-1)
         super().__init__(files, controls, last + 1)
+        self.swallowing |= {name for name, token in added.items() if token.get("rstrip")}
         is_byte_level = any(part.get("type") == "ByteLevel" for part in _parts(data.get("decoder")))
         self._letters = _byte_letters() if is_byte_level else None
         self._has_byte_tokens = bool(model.get("byte_fallback"))

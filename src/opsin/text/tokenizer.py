@@ -8,7 +8,7 @@ text every token starts, so that nothing has to be tokenised a second time to fi
 import codecs
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -48,6 +48,10 @@ class Tokenizer(Protocol):
     @property
     def strips_first_space(self) -> bool:
         """Whether texts start with a space of the tokenizer's making, which decoding takes off again."""
+
+    @property
+    def swallowing(self) -> Collection[str]:
+        """Control tokens that take the white space of a text after them away (`rstrip`; Phi-3's turn marks)."""
 
     def encode(self, text: str, place: Place) -> Tokens:
         """Ids of a text. None is ever a control token, whatever the text says.
@@ -100,6 +104,7 @@ class BaseTokenizer(ABC):
         self.controls: Mapping[str, int] = dict(controls)
         self.vocab_size = vocab_size
         self.strips_first_space = False
+        self.swallowing = read_swallowing(files)
         self._control_ids = frozenset(self.controls.values())
         self._spellings: dict[int, bytes] = {}
 
@@ -195,3 +200,12 @@ def read_added(files: Mapping[str, bytes]) -> dict[str, int]:
     except (AttributeError, KeyError, TypeError, ValueError):
         raise TokenizerError("the added tokens in tokenizer_config.json or added_tokens.json are malformed") from None
     return added
+
+
+def read_swallowing(files: Mapping[str, bytes]) -> frozenset[str]:
+    """Tokens in tokenizer_config.json that take the white space after them away, by name. Raises TokenizerError."""
+    try:
+        listed = read_json(files, "tokenizer_config.json").get("added_tokens_decoder", {}).values()
+        return frozenset(token["content"] for token in listed if token.get("rstrip"))
+    except (AttributeError, KeyError, TypeError):
+        raise TokenizerError("the added tokens in tokenizer_config.json are malformed") from None
