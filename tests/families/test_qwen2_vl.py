@@ -9,7 +9,7 @@ import pytest
 from families.published import CONFIGS
 from opsin import families, weights
 from opsin.errors import ConfigError
-from opsin.families._hub_qwen2_vl import read_config
+from opsin.families._qwen2_vl_hub import read_config
 from opsin.families.qwen2_vl import INSTRUCT, QWEN2_VL
 from opsin.spec.model import VLMConfig
 from opsin.spec.native import Native, VideoSampling

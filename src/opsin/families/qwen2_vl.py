@@ -28,9 +28,9 @@ two more for the marks around it. Sizes: config.json of the repositories (Qwen/Q
 from opsin.families._chats import QWEN2_VL as INSTRUCT
 from opsin.families._chats import QWEN2_VL_BASE as BASE
 from opsin.families._family import Family, Preset
-from opsin.families._hub_qwen2_vl import read_config, write_config
 from opsin.families._layouts import decoder_rules
 from opsin.families._parts import QWEN2_VL_2B, QWEN2_VL_7B, QWEN2_VL_72B, QWEN2_VL_TOWER
+from opsin.families._qwen2_vl_hub import read_config, write_config
 from opsin.spec.chat import ChatFormat
 from opsin.spec.connector import PatchMerger
 from opsin.spec.decoder import DecoderConfig, RopeConfig
