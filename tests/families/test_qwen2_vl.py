@@ -5,14 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import toys
 from families.published import CONFIGS
 from opsin import families, weights
+from opsin.collate import pad
+from opsin.encode import Encoder
 from opsin.errors import ConfigError
 from opsin.families._qwen2_vl_hub import read_config
 from opsin.families.qwen2_vl import INSTRUCT, QWEN2_VL
 from opsin.spec.model import VLMConfig
 from opsin.spec.native import Native, VideoSampling
+from opsin.text.messages import ask
 
 HUB = CONFIGS["qwen2-vl-7b-instruct"]
 PREPROCESSOR: dict[str, Any] = {
@@ -159,3 +164,30 @@ def test_base_and_instruct_differ_in_the_chat_alone(size: str) -> None:
 )
 def test_tokens_are_those_of_the_sheet(size: tuple[int, int], tokens: int) -> None:
     assert families.preset("qwen2-vl-7b").config.plan(size).num_slots == tokens
+
+
+@pytest.mark.parametrize("head", ["tied", "own"])
+def test_transformers_computes_the_same_from_what_is_exported(tmp_path: Path, head: Any) -> None:
+    """Both layouts, two pictures of different sizes, random weights: the same logits."""
+    transformers = pytest.importorskip("transformers")
+    config = families.preset("qwen2-vl-tiny").config
+    config = config.replace(
+        vision=config.vision.replace(patch_size=14, image_size=14),  # transformers assumes it when it counts
+        resolution=config.resolution.replace(factor=28, min_pixels=4 * 784, max_pixels=30 * 784),
+        decoder=config.decoder.replace(head=head),
+    )
+    model = weights.Model(vlm=weights.build(config, seed=3).eval(), config=config, name="x")
+    conversation = ask("what?", toys.picture((100, 60)), toys.picture((60, 170), 1))
+    batch = pad([Encoder(config, toys.byte_tokenizer(tmp_path / "tokenizer")).encode(conversation)])
+    with torch.no_grad():
+        ours = model.vlm.logits(model.vlm.hidden(batch))
+        for layout in ("hf", "hf-v5"):
+            weights.export(tmp_path / layout, model, layout=layout)
+            loaded = transformers.Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / layout).eval()
+            theirs = loaded(
+                input_ids=batch.ids,
+                pixel_values=batch.patches,
+                image_grid_thw=batch.grids,
+                mm_token_type_ids=(batch.ids == config.image_token_id).long(),
+            ).logits
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
