@@ -28,7 +28,7 @@ from opsin.spec.model import VLMConfig
 from opsin.spec.native import Native, SmallSides, VideoSampling
 from opsin.spec.plan import Grid, ImagePlan
 from opsin.spec.positions import token_positions
-from opsin.text.messages import Conversation, parse
+from opsin.text.messages import Conversation, Message, TextPart, parse
 from opsin.text.render import ControlSpan, ImageSpan, Span, render
 from opsin.weights.exporter import to_layout
 from parity import kinds_text
@@ -507,15 +507,20 @@ def run_labels(case: Case) -> None:
 
 
 def trimmed(conversation: Conversation) -> Conversation:
-    """That trainer writes `<|vision_start|><|image_pad|><|vision_end|>` in place of `<image>` and the newline after."""
+    """That trainer writes its three tokens in place of `<image>` and one line break on either side."""
     messages = []
     for message in conversation.messages:
         parts = list(message.parts)
-        for place in range(1, len(parts)):
-            before, part = parts[place - 1], parts[place]
-            if hasattr(part, "text") and not hasattr(before, "text"):
-                parts[place] = type(part)(part.text.removeprefix("\n"))
-        messages.append(type(message)(message.role, tuple(parts)))
+        for place, part in enumerate(parts):
+            if not isinstance(part, TextPart):
+                continue
+            text = part.text
+            if place and not isinstance(parts[place - 1], TextPart):
+                text = text.removeprefix("\n")
+            if place + 1 < len(parts) and not isinstance(parts[place + 1], TextPart):
+                text = text.removesuffix("\n")
+            parts[place] = TextPart(text)
+        messages.append(Message(message.role, tuple(part for part in parts if part != TextPart(""))))
     return Conversation(tuple(messages), conversation.images, conversation.id, conversation.videos)
 
 
