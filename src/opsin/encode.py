@@ -148,8 +148,8 @@ class Encoder:
             )
         if plan.num_slots > self.config.decoder.max_positions:
             raise MessageError(
-                f"{video.name} takes {plan.num_slots} tokens ({len(plan.frames)} frames), but the model was trained for "
-                f"{self.config.decoder.max_positions}. Show fewer frames (resolution.video.max_frames) or smaller ones."
+                f"{video.name} takes {plan.num_slots} tokens ({len(plan.frames)} frames), but the model was trained "
+                f"for {self.config.decoder.max_positions}. Show fewer frames (resolution.video.max_frames), or smaller."
             )
         return plan
 
