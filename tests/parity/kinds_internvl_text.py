@@ -13,7 +13,7 @@ import pytest
 from opsin import families
 from opsin.spec.chat import ChatFormat
 from opsin.text._sentencepiece import SentencePieceTokenizer
-from opsin.text.messages import IMAGE_MARK, Message, assistant, parse, user
+from opsin.text.messages import IMAGE_MARK, Message, assistant, parse, system, user
 from opsin.text.render import ControlSpan, ImageSpan, Span, TextSpan, render
 from opsin.text.tokenise import IMAGE, tokenise
 from opsin.text.tokenizer import Tokenizer
@@ -69,13 +69,15 @@ def run_tokenizer(case: Case) -> None:
             for text in parts
         ]
         what = f"row {number}: {row['text']!r}"
+        # Text alone reaches no control token, however it is spelt.
+        plain = tokenise([TextSpan(row["text"], False, "user")], tokenizer).ids
+        assert not set(plain) & set(tokenizer.controls.values()), what
+        if re.search(r"\[UNUSED_TOKEN_14[1-6]\]", row["text"]):
+            continue  # the pieces whose ids were given away: to the authors' tokenizer they spell control tokens
         ids = tokenise(spans, tokenizer).ids
         assert ids == row["ids_no_bos"], what
         assert tokenise([ControlSpan("<s>", False, "begin"), *spans], tokenizer).ids == row["ids"], what
         assert tokenizer.decode(row["ids"]) == row["decoded_skip_special"], what
-        # Text alone reaches no control token, however it is spelt.
-        plain = tokenise([TextSpan(row["text"], False, "user")], tokenizer).ids
-        assert not set(plain) & set(tokenizer.controls.values()), what
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------
@@ -88,9 +90,9 @@ def run_prompt(case: Case) -> None:
         is_release = "method" in row
         template = row.get("template", case.data.get("template"))
         chat = families.chat((RELEASE if is_release else LATER)[template])
-        system = row.get("system_message", case.data.get("system_message"))
+        instruction = row.get("system_message", case.data.get("system_message"))
         # The authors' chat leaves white space around questions, which their training cuts; here both cut it.
-        chat = chat.replace(outer_space="keep", system=chat.system if system is None else system)
+        chat = chat.replace(outer_space="keep", system=chat.system if instruction is None else instruction)
         if row.get("method") == "multi_image_chat":  # it numbers even a single picture
             chat = chat.replace(markup=chat.markup.replace(labelled="all"))
         messages = asked(row, one_picture=row.get("method") == "chat")
@@ -200,8 +202,8 @@ def training_messages(row: dict[str, Any]) -> Sequence[Message]:
     turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
     if not row.get("text_only"):
         return marked_messages(turns)
-    makers: dict[str, Callable[[str], Message]] = {"human": user, "gpt": assistant}  # marks are not looked for
-    return [makers[role](text) for role, text in turns]
+    makers: dict[str, Callable[[str], Message]] = {"human": user, "gpt": assistant, "system": system}
+    return [makers[role](text) for role, text in turns]  # marks are not looked for
 
 
 def check_answers_are_taught(
