@@ -17,6 +17,8 @@ from opsin.families import HubConfig
 from opsin.families._internvl_layouts import possible_names
 from opsin.families._parts import INTERNVIT_6B
 from opsin.families._parts import INTERNVIT_300M as TOWER
+from opsin.nn.connectors import make_connector
+from opsin.spec.connector import PixelShuffleConnector
 from opsin.spec.decoder import DecoderConfig
 from opsin.spec.model import VLMConfig
 from opsin.spec.resolution import DynamicTiles, Pad, Squash
@@ -181,6 +183,36 @@ def test_queries_are_taken_out_of_wqkv_by_key_head() -> None:
     }
     written = to_layout(state, layout)[rule.source.format(0)]
     assert written[:, 0].tolist() == list(range(groups * 4 * width))
+
+
+def test_channels_of_a_row_are_its_four_patches_in_reading_order() -> None:
+    """A 4x6 grid of patches numbered 0 to 23: rows join neighbours, along rows (v2) or along columns (v1)."""
+    grid = torch.tensor([[1, 4, 6]])
+    features = torch.arange(24.0)[:, None]
+    joined = {}
+    for order in ("rows", "columns"):
+        connector = make_connector(PixelShuffleConnector(order=order), in_dim=1, out_dim=4)
+        # What stands behind the joining is left out.
+        connector.norm, connector.layers = torch.nn.Identity(), torch.nn.ModuleList([torch.nn.Identity()])
+        joined[order] = connector(features, grid).tolist()
+    assert joined["rows"][:3] == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
+    assert joined["columns"][:3] == [[0, 1, 6, 7], [12, 13, 18, 19], [2, 3, 8, 9]]
+
+
+def test_the_tower_reads_tiles_of_other_sides_and_shapes() -> None:
+    """Its table of positions is resized at every call; its own size leaves the table as it is."""
+    config = families.preset("internvl-1.5-tiny").config
+    tower = weights.build(config, seed=6).vision.eval()
+    with torch.no_grad():
+        for rows, columns in ((4, 4), (6, 6), (2, 6)):
+            patches = torch.ones(2 * rows * columns, config.vision.patch_dim)
+            features = tower(patches, torch.tensor([[1, rows, columns]] * 2))
+            assert features.shape == (2 * rows * columns, config.vision.dim)
+
+
+def test_fresh_layer_scales_are_those_of_internvit() -> None:
+    state = weights.build(families.preset("internvl-1.5-tiny").config, seed=7).state_dict()
+    assert (state["vision.layers.0.scale1.weight"] == 0.1).all()
 
 
 def test_a_language_model_can_carry_the_names_that_its_biases_allow() -> None:
