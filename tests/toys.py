@@ -10,7 +10,10 @@ from tokenizers import models, pre_tokenizers
 
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 
-CONTROLS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<im_start>", "<im_end>", "<Image>", "</Image>")
+CONTROLS = (
+    *("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<im_start>", "<im_end>", "<Image>", "</Image>"),
+    *("<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<img>", "</img>"),
+)
 
 
 def tokenizer_folder(folder: Path) -> Path:

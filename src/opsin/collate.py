@@ -39,6 +39,7 @@ def _batch(samples: Sequence[Encoded], starts: Sequence[int], *, rows: int, widt
         (start // width, start % width, start % width + sample.num_tokens)
         for sample, start in zip(samples, starts, strict=True)
     )
+    lengths = [sample.encoder_length for sample in samples]
     patches = grids = slots = slot_rows = None
     resamples: tuple[RowResample, ...] = ()
     images = [image for sample in samples for image in sample.images]
@@ -51,6 +52,7 @@ def _batch(samples: Sequence[Encoded], starts: Sequence[int], *, rows: int, widt
         ids=torch.from_numpy(ids).view(rows, width),
         positions=torch.from_numpy(positions).view(rows, width, num_axes),
         documents=documents,
+        encoder_lengths=tuple(lengths) if any(lengths) else (),
         supervised=torch.from_numpy(supervised).view(rows, width),
         patches=patches,
         grids=grids,

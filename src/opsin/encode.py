@@ -10,12 +10,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from opsin.errors import MessageError, OpsinError
+from opsin.errors import MediaError, MessageError, OpsinError
 from opsin.media.image import DEFAULT_LIMITS, ImageMode, Limits, check_plan, open_image
-from opsin.media.prepare import PreparedImage, prepare
+from opsin.media.prepare import Kernels, PreparedImage, prepare, prepare_video
+from opsin.media.video import Video, open_video
 from opsin.spec.model import VLMConfig
+from opsin.spec.plan import ImagePlan
+from opsin.spec.positions import token_positions
 from opsin.text.messages import Conversation
-from opsin.text.render import Span, render
+from opsin.text.render import ControlSpan, ImageSpan, Span, render
 from opsin.text.tokenise import tokenise
 from opsin.text.tokenizer import Tokenizer
 
@@ -27,21 +30,23 @@ class Encoded:
     """One conversation as the model will see it. T tokens, S picture slots, A position axes."""
 
     ids: NDArray[np.int64]
-    """(T,) token ids; at picture slots the checkpoint's image token, or 0: no model reads it."""
+    """(T,) token ids; at slots the checkpoint's image or video token, or 0: no model reads it."""
     supervised: NDArray[np.bool_]
     """(T,) tokens that training teaches."""
     positions: NDArray[np.int64]
-    """(T, A) rotary positions."""
+    """(T, A) positions on A axes (`spec.positions`). The next token of an answer stands one past the largest."""
     slots: NDArray[np.int64]
-    """(S,) places of picture slots, ascending."""
+    """(S,) places of the slots of pictures and videos, ascending."""
     slot_rows: NDArray[np.int64]
-    """(S,) for each slot the row of its own picture that fills it (`RowLayout.order`)."""
+    """(S,) for each slot the row of its own picture or video that fills it (`RowLayout.order`)."""
     images: tuple[PreparedImage, ...]
-    """Pictures in order of their slots."""
+    """Pictures and videos in order of their slots."""
     token_spans: NDArray[np.int64]
     """(T,) index into `spans` of the span that each token starts in."""
     spans: tuple[Span, ...]
     """What the conversation was rendered to."""
+    encoder_length: int = 0
+    """How many of the first tokens go to an encoder, in a model that has one; the rest is its decoder's."""
     name: str = ""
     notes: tuple[str, ...] = field(default=())
     """What was done to a picture on the way in, such as the choice of the first frame."""
@@ -53,7 +58,7 @@ class Encoded:
 
     @property
     def num_image_tokens(self) -> int:
-        """Tokens that pictures take."""
+        """Tokens that pictures and videos take."""
         return len(self.slots)
 
     @property
@@ -72,13 +77,16 @@ class Encoder:
         *,
         image_mode: ImageMode = "display",
         limits: Limits = DEFAULT_LIMITS,
+        pixels: Literal["exact", "fast"] = "exact",
     ) -> None:
         """image_mode: `display` shows the model what people see (orientation applied, alpha on white); `reference`
-        opens pictures exactly as the authors' code does."""
+        opens pictures exactly as the authors' code does. pixels: `fast` resizes pictures with torch, about three times
+        faster and not quite exact; each note says how far off (`nn.pixels.FAST_ERROR`)."""
         self.config = config
         self.tokenizer = tokenizer
         self.image_mode = image_mode
         self.limits = limits
+        self.pixels = pixels
 
     def encode(self, conversation: Conversation, *, mode: Mode = "prompt") -> Encoded:
         """Render, tokenise and prepare. `prompt` ends where the model is to answer; `train` ends with the last answer.
@@ -99,26 +107,64 @@ class Encoder:
             conversation.images[index], mode=self.image_mode, limits=self.limits, name=f"image {index + 1}"
         )
         try:
-            plan = self.config.plan(picture.size)
+            plan = self.config.plan(picture.size, num_images=len(conversation.images))
         except OpsinError as error:
             raise type(error)(f"{picture.name}: {error}") from None
         check_plan(plan, self.limits, picture.name)
-        return prepare(picture, plan, self.config.vision), picture.notes
+        if self.pixels == "exact":
+            return prepare(picture, plan, self.config.vision), picture.notes
+        from opsin.nn.pixels import FAST_ERROR, Pixels
+
+        prepared = prepare(picture, plan, self.config.vision, kernels=Pixels("pillow"))
+        return prepared, (*picture.notes, f"{picture.name} is resized in the fast way: {FAST_ERROR}")
+
+    def prepare_video(self, conversation: Conversation, index: int) -> tuple[PreparedImage, tuple[str, ...]]:
+        """Open and plan video `index` of the conversation, decode the frames that are shown, and prepare them."""
+        video = open_video(
+            conversation.videos[index], mode=self.image_mode, limits=self.limits, name=f"video {index + 1}"
+        )
+        plan = self._plan_video(video)
+        from opsin.nn.pixels import Pixels  # the authors' code resizes frames with torch
+
+        kernels: Kernels = Pixels("torch")
+        frames = video.decode(list(dict.fromkeys(plan.frames)))
+        prepared = prepare_video(frames, plan, self.config.vision, name=video.name, kernels=kernels)
+        shown = f"{video.name}: {len(set(plan.frames))} of {video.num_frames} frames are shown"
+        if video.times:
+            shown += f", from {video.times[plan.frames[0]]:.2f} s to {video.times[plan.frames[-1]]:.2f} s"
+        return prepared, (*video.notes, shown)
+
+    def _plan_video(self, video: Video) -> ImagePlan:
+        """The plan of a video, checked before its frames are decoded, which takes much longer."""
+        try:
+            plan = self.config.plan_video(video.size, num_frames=video.num_frames, rate=video.rate)
+        except OpsinError as error:
+            raise type(error)(f"{video.name}: {error}") from None
+        check_plan(plan, self.limits, video.name)
+        if len(plan.frames) > self.limits.max_shown_frames:
+            raise MediaError(
+                f"{video.name}: {len(plan.frames)} frames would be shown, at most {self.limits.max_shown_frames} are "
+                "(max_shown_frames). Show fewer per second."
+            )
+        if plan.num_slots > self.config.decoder.max_positions:
+            raise MessageError(
+                f"{video.name} takes {plan.num_slots} tokens ({len(plan.frames)} frames), but the model was trained "
+                f"for {self.config.decoder.max_positions}. Show fewer frames (resolution.video.max_frames), or smaller."
+            )
+        return plan
 
     def _encode(self, conversation: Conversation, mode: Mode) -> Encoded:
         spans = render(self.config.chat, conversation.messages, mode=mode)
         text = tokenise(spans, self.tokenizer)
-        # The renderer has checked the marks against each other; here they are checked against the pictures.
-        marked = sorted(index for _, index in text.images)
-        if marked != list(range(len(conversation.images))):
-            raise MessageError(
-                f"{len(conversation.images)} pictures are given, but the text shows {len(marked)} picture marks "
-                f"(for pictures {[index + 1 for index in marked]}). Every picture must be marked exactly once."
-            )
-        opened = [self.prepare_image(conversation, index) for _, index in text.images]
+        shown = [(entry, span) for entry, _ in text.images if isinstance(span := spans[text.spans[entry]], ImageSpan)]
+        _check_marks(conversation, [span for _, span in shown])
+        opened = [
+            (self.prepare_image if span.kind == "image" else self.prepare_video)(conversation, span.index)
+            for _, span in shown
+        ]
         images = tuple(image for image, _ in opened)
         counts = np.ones(len(text.ids), np.int64)
-        entries = np.array([entry for entry, _ in text.images], np.int64)
+        entries = np.array([entry for entry, _ in shown], np.int64)
         counts[entries] = [image.plan.num_slots for image in images]
         total = int(counts.sum())
         if total > self.config.decoder.max_positions:
@@ -132,17 +178,37 @@ class Encoder:
         is_image = np.zeros(len(text.ids), np.bool_)
         is_image[entries] = True
         ids = np.array(text.ids, np.int64)
-        ids[entries] = self.config.image_token_id or 0
+        slot_ids = {"image": self.config.image_token_id or 0, "video": self.config.video_token_id or 0}
+        ids[entries] = [slot_ids[span.kind] for _, span in shown]
         rows = [image.plan.layout.order for image in images]
+        starts = (counts.cumsum() - counts)[entries].tolist()
+        decoder = [entry for entry, span in enumerate(text.spans) if _begins_decoder(spans[span])]
+        rasters = [(start, image.plan.raster) for start, image in zip(starts, images, strict=True) if image.plan.raster]
         return Encoded(
             ids=np.repeat(ids, counts),
             supervised=np.repeat(np.array(text.supervised, np.bool_), counts),
-            positions=np.arange(total, dtype=np.int64)[:, None],
+            positions=token_positions(total, rasters, self.config.decoder),
             slots=np.flatnonzero(np.repeat(is_image, counts)),
             slot_rows=np.concatenate(rows).astype(np.int64) if rows else np.zeros(0, np.int64),
             images=images,
             token_spans=np.repeat(np.array(text.spans, np.int64), counts),
             spans=tuple(spans),
+            encoder_length=int(counts[: decoder[0]].sum()) if decoder else 0,
             name=conversation.id,
             notes=tuple(note for _, notes in opened for note in notes),
         )
+
+
+def _begins_decoder(span: Span) -> bool:
+    return isinstance(span, ControlSpan) and span.source == "decoder"
+
+
+def _check_marks(conversation: Conversation, shown: list[ImageSpan]) -> None:
+    """Raise MessageError where marks and what is given do not match: the renderer knew only the marks."""
+    for kind, noun, given in (("image", "picture", conversation.images), ("video", "video", conversation.videos)):
+        marked = sorted(span.index for span in shown if span.kind == kind)
+        if marked != list(range(len(given))):
+            raise MessageError(
+                f"{len(given)} {noun}s are given, but the text shows {len(marked)} {noun} marks (for {noun}s "
+                f"{[index + 1 for index in marked]}). Every {noun} must be marked exactly once."
+            )

@@ -6,6 +6,8 @@ for what they leave out. Names are written from the published listings, not made
 
 from typing import Any
 
+from families import published_internvl
+
 Shapes = dict[str, tuple[int, ...]]
 
 VICUNA_7B: dict[str, Any] = {
@@ -119,6 +121,72 @@ HF_16 = HF | {
     "use_image_newline_parameter": True,
 }
 
+QWEN2_VL: dict[str, Any] = {
+    "architectures": ["Qwen2VLForConditionalGeneration"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_token_id": 151654,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 32768,
+    "model_type": "qwen2_vl",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+}
+QWEN2_VL_TOWER: dict[str, Any] = {
+    "depth": 32,
+    "embed_dim": 1280,
+    "mlp_ratio": 4,
+    "num_heads": 16,
+    "in_chans": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "spatial_patch_size": 14,
+    "temporal_patch_size": 2,
+}
+QWEN2_VL_SIZES: dict[str, dict[str, Any]] = {
+    "2b": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "max_window_layers": 28,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "vocab_size": 151936,
+    },
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "max_window_layers": 28,
+        "num_attention_heads": 28,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+        "vocab_size": 152064,
+    },
+    "72b": {
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "max_window_layers": 80,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 80,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
+        "vocab_size": 152064,
+    },
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "llava-7b-v0": ORIGINAL_V0 | VICUNA_7B | {"vocab_size": 32004},
     "llava-13b-v0": ORIGINAL_V0 | VICUNA_13B | {"vocab_size": 32004},
@@ -152,7 +220,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "llava-next-34b-hf": HF_16
     | {"image_token_index": 64000, "text_config": HF_LLAMA | YI | {"rope_theta": 5e6, "vocab_size": 64064}},
+} | {
+    # A base model's file is the same: only its name tells them apart.
+    f"qwen2-vl-{size}-instruct": QWEN2_VL
+    | sizes
+    | {"vision_config": QWEN2_VL_TOWER | {"hidden_size": sizes["hidden_size"]}}
+    for size, sizes in QWEN2_VL_SIZES.items()
 }
+CONFIGS |= published_internvl.CONFIGS
 """Preset -> config.json of its repository."""
 
 
@@ -217,6 +292,34 @@ def converted(config: dict[str, Any], rows: int, *, newline: bool) -> Shapes:
     return shapes | language_model("language_model.model.", "language_model.lm_head.weight", config, rows)
 
 
+def qwen2_vl(config: dict[str, Any]) -> Shapes:
+    """A repository of Qwen2-VL, whose tower counts its merger in; no head is stored where it is tied."""
+    dim = config["hidden_size"]
+    kv = dim // config["num_attention_heads"] * config["num_key_value_heads"]
+    shapes: Shapes = {"visual.patch_embed.proj.weight": (1280, 3, 2, 14, 14)}
+    for layer in range(32):
+        at = f"visual.blocks.{layer}"
+        for norm in ("norm1", "norm2"):
+            shapes |= {f"{at}.{norm}.weight": (1280,), f"{at}.{norm}.bias": (1280,)}
+        for name, out, inner in (
+            ("attn.qkv", 3840, 1280),
+            ("attn.proj", 1280, 1280),
+            ("mlp.fc1", 5120, 1280),
+            ("mlp.fc2", 1280, 5120),
+        ):
+            shapes |= {f"{at}.{name}.weight": (out, inner), f"{at}.{name}.bias": (out,)}
+    shapes |= {"visual.merger.ln_q.weight": (1280,), "visual.merger.ln_q.bias": (1280,)}
+    shapes |= {"visual.merger.mlp.0.weight": (5120, 5120), "visual.merger.mlp.0.bias": (5120,)}
+    shapes |= {"visual.merger.mlp.2.weight": (dim, 5120), "visual.merger.mlp.2.bias": (dim,)}
+    shapes |= language_model("model.", "lm_head.weight", config, config["vocab_size"])
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}.self_attn"
+        shapes |= {f"{at}.q_proj.bias": (dim,), f"{at}.k_proj.bias": (kv,), f"{at}.v_proj.bias": (kv,)}
+    if config["tie_word_embeddings"]:
+        del shapes["lm_head.weight"]
+    return shapes
+
+
 TENSORS: dict[str, tuple[str, Shapes]] = {
     "llava-7b-v0": ("original", original(VICUNA_7B, 32004, side=16, layers=1, newline=False)),
     "llava-13b-v0": ("original", original(VICUNA_13B, 32004, side=16, layers=1, newline=False)),
@@ -238,5 +341,10 @@ TENSORS: dict[str, tuple[str, Shapes]] = {
     "llava-next-vicuna-13b-hf": ("hf", converted(VICUNA_13B, 32064, newline=True)),
     "llava-next-mistral-7b-hf": ("hf", converted(MISTRAL, 32064, newline=True)),
     "llava-next-34b-hf": ("hf", converted(YI, 64064, newline=True)),
+} | {
+    f"qwen2-vl-{size}{suffix}": ("hf", qwen2_vl(sizes))
+    for size, sizes in QWEN2_VL_SIZES.items()
+    for suffix in ("", "-instruct")
 }
+TENSORS |= published_internvl.TENSORS
 """Preset -> layout of its repository, and every tensor in it."""

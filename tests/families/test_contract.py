@@ -82,7 +82,7 @@ def test_planned_slots_are_the_rows_that_the_model_gives(subject: Subject) -> No
         plan = config.plan((width, height))
         grids = tuple(tile.grid for tile in plan.tiles)
         if grids not in rows_of_tiling:
-            patches = torch.zeros(plan.num_patches, 3 * config.vision.patch_size**2)
+            patches = torch.zeros(plan.num_patches, config.vision.patch_dim)
             with torch.no_grad():
                 rows_of_tiling[grids] = len(subject.vlm.rows(patches, torch.tensor(grids)))
         assert plan.num_rows == rows_of_tiling[grids]
@@ -161,7 +161,7 @@ def test_export_and_import_are_the_identity_on_every_key(subject: Subject, tmp_p
     model = weights.load(str(tmp_path / "native"))
     assert model.config == subject.vlm.config
     same_tensors(model.vlm.state_dict(), before)
-    for layout in ("original", "hf"):
+    for layout in ("original", "hf", "hf-v5"):
         if layout not in {known.name for known in subject.family.layouts(subject.vlm.config)}:
             continue
         weights.export(tmp_path / layout, model, layout=layout)

@@ -7,7 +7,7 @@ from PIL import Image
 from opsin.families import preset
 from opsin.media import prepare as prepare_module
 from opsin.media.image import Picture
-from opsin.media.prepare import pixels, prepare
+from opsin.media.prepare import pixels, prepare, prepare_video
 from opsin.spec.model import VLMConfig
 from opsin.spec.plan import Canvas, Size
 from opsin.spec.resolution import AnyRes, CenterCrop, Pad, ResolutionConfig
@@ -89,9 +89,8 @@ def test_normalising_equals_the_processors_arithmetic_for_every_level() -> None:
         for statistics in (base, vision):
             rescaled = (levels * np.float64(0.00392156862745098)).astype(np.float32)
             mean, std = (np.array(v, np.float32)[:, None] for v in (statistics.mean, statistics.std))
-            out = np.empty((3, 256), np.float32)
-            prepare_module._normalise(levels, statistics, out)
-            assert np.array_equal(out, (rescaled - mean) / std)
+            ours = prepare_module._EXACT.normalise(levels.T, mean[:, 0], std[:, 0])
+            assert np.array_equal(ours.T, (rescaled - mean) / std)
 
 
 def test_patches_are_the_tiles_cut_in_raster_order_with_channels_outermost() -> None:
@@ -183,3 +182,86 @@ def test_every_small_size_gives_the_patches_that_its_plan_counts(rule: Resolutio
             prepared = prepare(Picture(Image.new("RGB", (width, height)), "x"), plan, model.vision)
             assert len(prepared.patches) == plan.num_patches
             assert np.isfinite(prepared.patches).all()
+
+
+# ---- blocks of patches, several frames -------------------------------------------------------------------------------
+
+QWEN2_VL = preset("qwen2-vl-2b-instruct").config
+
+
+def reference_patches(levels: np.ndarray, frames: int) -> np.ndarray:
+    """Qwen2-VL's order, written out: blocks of 2x2 patches row by row, inside them (channel, frame, y, x)."""
+    height, width, _ = levels.shape
+    patches = []
+    for top in range(0, height, 28):
+        for left in range(0, width, 28):
+            for y, x in ((0, 0), (0, 14), (14, 0), (14, 14)):
+                patch = levels[top + y : top + y + 14, left + x : left + x + 14].transpose(2, 0, 1)
+                patches.append(np.stack([patch] * frames, axis=1).ravel())
+    return np.stack(patches)
+
+
+def test_patches_come_in_blocks_and_a_still_picture_is_repeated_in_time() -> None:
+    image = picture((112, 84))
+    plan = QWEN2_VL.plan(image.size)
+    prepared = prepare(image, plan, QWEN2_VL.vision)
+    assert prepared.grids.tolist() == [[1, 6, 8]]
+    assert prepared.patches.shape == (48, 1176)
+    levels = reference_patches(np.asarray(image.pixels), 2)
+    mean, std = (np.repeat(np.array(v, np.float32), 2 * 196) for v in (QWEN2_VL.vision.mean, QWEN2_VL.vision.std))
+    assert np.array_equal(prepared.patches, (levels / np.float32(255) - mean) / std)
+
+
+@pytest.mark.parametrize("size", [(28, 5600), (5600, 28), (300, 200), (1000, 30)])
+def test_groups_of_patches_leave_no_seams(size: tuple[int, int]) -> None:
+    """Pictures with fewer and with more patches in a line than are normalised at a time."""
+    image = picture(size)
+    plan = QWEN2_VL.plan(size)
+    drawn = np.asarray(prepare_module.draw_canvas(image.pixels, plan.canvases[0]))
+    prepared = prepare(image, plan, QWEN2_VL.vision).patches
+    mean, std = (np.repeat(np.array(v, np.float32), 2 * 196) for v in (QWEN2_VL.vision.mean, QWEN2_VL.vision.std))
+    assert np.array_equal(prepared, (reference_patches(drawn, 2) / np.float32(255) - mean) / std)
+
+
+def test_frames_share_a_patch_in_pairs_and_each_is_drawn_once() -> None:
+    frames = [picture((56, 56), seed) for seed in range(3)]
+    plan = QWEN2_VL.replace(
+        resolution=QWEN2_VL.resolution.replace(
+            video=QWEN2_VL.resolution.video.replace(min_pixels=784, max_total_pixels=None)
+        )
+    ).plan_video((56, 56), num_frames=3)
+    drawn: list[int] = []
+
+    def given():
+        for number, frame in enumerate(frames):
+            drawn.append(number)
+            yield frame.pixels
+
+    prepared = prepare_video(given(), plan, QWEN2_VL.vision, name="clip")
+    assert drawn == [0, 1, 2]
+    still = [prepare(f, QWEN2_VL.plan((56, 56)), QWEN2_VL.vision).patches for f in frames]
+    halves = [patches.reshape(16, 3, 2, 196)[:, :, 0] for patches in still]
+    expected = [np.stack(pair, axis=2).reshape(16, -1) for pair in ((halves[0], halves[1]), (halves[2], halves[2]))]
+    assert np.array_equal(prepared.patches, np.concatenate(expected))
+
+
+def test_kernels_of_a_caller_draw_plain_canvases_and_pillow_draws_padded_ones() -> None:
+    class Grey:
+        """Kernels that are easy to tell from Pillow's."""
+
+        def resize(self, levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+            return np.full((size[1], size[0], 4), 100, np.uint8)
+
+        def normalise(self, levels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+            return levels.astype(np.float32)
+
+    image = picture((300, 200))
+    plan = QWEN2_VL.plan(image.size)
+    assert (prepare(image, plan, QWEN2_VL.vision, kernels=Grey()).patches == 100).all()
+    rule = AnyRes(tile_size=56, resolutions=PINPOINTS)
+    mosaic = config(rule).plan(image.size)
+    patches = prepare(image, mosaic, config(rule).vision, kernels=Grey()).patches
+    assert set(np.unique(patches)) == {0.0, 100.0}, "the black bars of a mosaic are pasted around"
+    padded = config(Pad(tile_size=56)).plan(image.size)
+    patches = prepare(image, padded, config(Pad(tile_size=56)).vision, kernels=Grey()).patches
+    assert len(np.unique(patches)) > 10

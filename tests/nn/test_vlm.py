@@ -236,7 +236,7 @@ def test_targets_are_the_supervised_tokens_and_never_the_first_of_a_document(sam
 
 @torch.no_grad()
 def test_a_tile_of_another_size_is_refused_with_both_grids(vlm):
-    with pytest.raises(ConfigError, match=r"4x4 patches; got grids \[\[1, 2, 8\]\]"):
+    with pytest.raises(ConfigError, match=r"4x4 patches; got grids \[\(2, 8\)\]"):
         vlm.rows(torch.zeros(16, 48), torch.tensor([[1, 2, 8]]))
 
 

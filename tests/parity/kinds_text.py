@@ -16,7 +16,7 @@ from opsin.text.tokenise import IMAGE, tokenise
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from parity.case import Case
 
-DEFAULT_TOKENIZER = {"llava": "vicuna"}
+DEFAULT_TOKENIZER = {"llava": "vicuna", "qwen2_vl": "qwen2"}
 PROMPT_TWIN = {
     "default": "v0",
     "plain": "plain_prompt",
@@ -40,7 +40,7 @@ ROLES |= {"s": "system", "system": "system"}
 MAKERS: dict[str, Callable[[str], Message]] = {"user": user, "assistant": assistant, "system": system}
 
 
-def _tokenizer(case: Case, legacy: bool | None) -> Tokenizer:
+def tokenizer_of(case: Case, legacy: bool | None) -> Tokenizer:
     """The tokenizer that the case names: a published one, or one that lies in `tokenizers` beside the case."""
     match = re.search(r"tokenizers/([\w.-]+)", str(case.data.get("tokenizer", "")))
     name = match[1] if match else DEFAULT_TOKENIZER[case.family]
@@ -114,7 +114,7 @@ def run_prompt(case: Case) -> None:
             messages[first] = user(question, images=[0])
             assert _written(render(chat, messages, mode=mode)) == row["prompt"], what
         for key, legacy in _id_keys(row):
-            assert _ids(spans, _tokenizer(case, legacy), _image_id(case)) == row[key], f"{what}, {key}"
+            assert _ids(spans, tokenizer_of(case, legacy), _image_id(case)) == row[key], f"{what}, {key}"
 
 
 def _bare(chat: ChatFormat) -> ChatFormat:
@@ -148,7 +148,7 @@ def run_labels(case: Case) -> None:
     ignore = int(case.data.get("ignore_index", -100))
     for number, row in enumerate(rows):
         what = f"row {number} ({row.get('name', row['template'])}, legacy {row.get('legacy')})"
-        tokenizer = _tokenizer(case, row.get("legacy"))
+        tokenizer = tokenizer_of(case, row.get("legacy"))
         spans = render(_chat(row["template"], TRAINING_TWIN), _training_messages(row), mode="train")
         text = tokenise(spans, tokenizer)
         if any(name in turn["value"] for turn in row["conversations"] for name in tokenizer.controls):
@@ -211,7 +211,7 @@ def run_tokenizer(case: Case) -> None:
     assert rows, "no rows"
     for number, row in enumerate(rows):
         for key, legacy in _id_keys(row):
-            tokenizer = _tokenizer(case, legacy)
+            tokenizer = tokenizer_of(case, legacy)
             spans = _recognised(row["text"], tokenizer)
             starts_with_bos = bool(spans) and isinstance(spans[0], ControlSpan) and spans[0].token == "<s>"
             if row[key][: 1 + starts_with_bos] == [tokenizer.controls.get("<s>")] * (1 + starts_with_bos):

@@ -6,22 +6,35 @@ from pathlib import Path
 
 import pytest
 
-from parity import kinds_data, kinds_media, kinds_model, kinds_text
+from parity import (
+    kinds_data,
+    kinds_internvl,
+    kinds_internvl_text,
+    kinds_media,
+    kinds_model,
+    kinds_qwen2_vl,
+    kinds_text,
+)
 from parity.case import Case, find_cases
 
-SUPPORTED = {"llava"}
+SUPPORTED = {"llava", "internvl", "qwen2_vl"}
 """Families that are built. A case of any other family is skipped; one of these must be understood."""
+
+FAMILY_MODULES = (kinds_internvl, kinds_internvl_text, kinds_qwen2_vl)
+"""Modules whose RUNNERS are named by (family, kind)."""
 
 Runner = Callable[[Case], None]
 
 
-def collect_runners() -> dict[str, Runner]:
-    """Runner by kind, over all modules; a kind belongs to one module."""
+def collect_runners(family: str) -> dict[str, Runner]:
+    """Runner by kind, over all modules; a kind belongs to one module. A family's own runner comes first."""
     runners: dict[str, Runner] = {}
     for module in (kinds_media, kinds_text, kinds_model, kinds_data):
         twice = runners.keys() & module.RUNNERS.keys()
         assert not twice, f"{module.__name__} runs {sorted(twice)}, which another module already runs"
         runners |= module.RUNNERS
+    for own in FAMILY_MODULES:
+        runners |= {kind: runner for (name, kind), runner in own.RUNNERS.items() if name == family}
     return runners
 
 
@@ -33,7 +46,7 @@ def run(folder: Path, tokenizers: Path) -> None:
         pytest.fail(f"case cannot be read: {error}", pytrace=False)
     if case.family not in SUPPORTED:
         pytest.skip(f"family {case.family!r} is not built yet")
-    runners = collect_runners()
+    runners = collect_runners(case.family)
     if case.kind not in runners:
         pytest.fail(
             f"{folder}: kind {case.kind!r} of family {case.family!r} is unknown; runners exist for "

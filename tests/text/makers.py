@@ -55,6 +55,23 @@ def llama_json(shape: str) -> dict[str, Any]:
     return json.loads(tokenizer.to_str())  # type: ignore[no-any-return]
 
 
+def two_files(kind: str) -> dict[str, bytes]:
+    """The encoding of `byte_level_json` as vocab.json and merges.txt of a class of tokenizers."""
+    data = byte_level_json()
+    controls = {token["content"]: token["id"] for token in data["added_tokens"] if token["special"]}
+    vocab = {name: number for name, number in data["model"]["vocab"].items() if name not in controls}
+    config = {
+        "tokenizer_class": kind,
+        "added_tokens_decoder": {str(number): {"content": name} for name, number in controls.items()},
+    }
+    merges = "".join(f"{' '.join(pair)}\n" for pair in data["model"]["merges"])
+    return {
+        "vocab.json": json.dumps(vocab).encode(),
+        "merges.txt": f"#version: 0.2\n{merges}".encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }
+
+
 def from_json(data: dict[str, Any], config: dict[str, Any] | None = None) -> HuggingFaceTokenizer:
     files = {"tokenizer.json": json.dumps(data).encode()}
     if config is not None:
@@ -79,6 +96,7 @@ MAKERS: dict[str, Callable[[], Tokenizer]] = {
     "sentencepiece, legacy": lambda: load_tokenizer(TINY, legacy=True),
     "sentencepiece with tags": tagged,
     "byte level": lambda: from_json(byte_level_json()),
+    "vocab and merges": lambda: HuggingFaceTokenizer(two_files("GPT2Tokenizer")),
     "metaspace first": lambda: from_json(llama_json("first")),
     "metaspace always": lambda: from_json(llama_json("always")),
     "prepend": lambda: from_json(llama_json("prepend")),

@@ -10,6 +10,7 @@ from opsin.text.messages import (
     ImagePart,
     Message,
     TextPart,
+    VideoPart,
     ask,
     assistant,
     parse,
@@ -138,7 +139,6 @@ def test_text_never_names_a_picture() -> None:
         ({"messages": "hi"}, "a list of messages is needed, not str"),
         ({"conversation": []}, r"no 'conversations' or 'messages' among its keys \['conversation'\] \(did you mean"),
         ({"text": "x"}, r"no 'conversations' or 'messages' among its keys \['text'\]$"),
-        ({"conversations": [], "video": "a.mp4"}, "has 'video'; videos cannot be read"),
         (["hi"], "message 1: an object with 'role' and 'content' is needed, not str"),
         ([{"content": "x"}], "message 1: no 'role' among its keys"),
         ([{"role": "user"}], "message 1: no 'content' among its keys"),
@@ -220,3 +220,83 @@ def test_a_question_shows_its_pictures_first() -> None:
     conversation = ask("Which is older?", "a.png", PICTURE)
     assert conversation.messages == (Message("user", (ImagePart(0), ImagePart(1), TextPart("Which is older?"))),)
     assert conversation.images == ("a.png", PICTURE)
+
+
+# ---- videos ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\nWhat happens?"}]},
+        {"video": "a.mp4", "conversations": [{"from": "human", "value": "<image>\nWhat happens?"}]},
+        {"videos": ["a.mp4"], "messages": [{"role": "user", "content": "<video>\nWhat happens?"}]},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "\nWhat happens?"}],
+                }
+            ]
+        },
+        {
+            "videos": ["a.mp4"],
+            "messages": [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "\nWhat happens?"}]}],
+        },
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "video_url", "video_url": {"url": "a.mp4"}},
+                    {"type": "text", "text": "\nWhat happens?"},
+                ],
+            }
+        ],
+    ],
+    ids=["llava", "llava video with the picture's mark", "sharegpt", "hf", "hf with a list", "openai"],
+)
+def test_videos_are_read_in_every_shape(record: object) -> None:
+    conversation = parse(record, where="record")
+    assert conversation.messages == (Message("user", (VideoPart(0), TextPart("\nWhat happens?"))),)
+    assert conversation.videos == ("a.mp4",)
+    assert conversation.images == ()
+
+
+def test_pictures_and_videos_of_a_record_each_take_from_their_own_list() -> None:
+    record = {
+        "images": ["a.png"],
+        "videos": ["a.mp4", ["f0.png", "f1.png"]],
+        "messages": [{"role": "user", "content": "<video>then <image>then <video>"}],
+    }
+    conversation = parse(record, where="record")
+    assert conversation.messages[0].parts == (
+        *(VideoPart(0), TextPart("then "), ImagePart(0), TextPart("then "), VideoPart(1)),
+    )
+    assert conversation.videos == ("a.mp4", ("f0.png", "f1.png"))
+
+
+def test_the_video_mark_is_ordinary_text_where_no_videos_are_listed() -> None:
+    conversation = parse([{"role": "user", "content": "what does <video> mean?"}], where="record")
+    assert conversation.messages == (user("what does <video> mean?"),)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"video": "a.mp4", "conversations": [{"from": "human", "value": "no mark"}]}, r"1 video\(s\) but 0 <video>"),
+        ({"videos": ["a.mp4"], "messages": [{"role": "user", "content": "<video><video>"}]}, "list one video for each"),
+        ([{"role": "user", "content": [{"type": "video", "video": []}]}], "list of frames is empty"),
+        ([{"role": "user", "content": [{"type": "video", "video": 3}]}], "a video is a path"),
+        ({"video": "a", "videos": ["b"], "conversations": [{"from": "human", "value": ""}]}, "both 'video' and 'vid"),
+    ],
+)
+def test_what_is_wrong_with_a_video_is_said(record: object, message: str) -> None:
+    with pytest.raises(MessageError, match=message):
+        parse(record, where="record")
+
+
+def test_every_video_is_shown_exactly_once() -> None:
+    with pytest.raises(MessageError, match="video 0 of 1, counted from 0, is shown in no message"):
+        Conversation((user("hi"),), videos=("a.mp4",))
+    with pytest.raises(MessageError, match="shows video 1, but there are 1"):
+        Conversation((user("hi", videos=[1]),), videos=("a.mp4",))

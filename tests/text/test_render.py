@@ -10,6 +10,9 @@ from opsin.families._chats import (
     LLAVA_V0,
     MISTRAL_INSTRUCT,
     PLAIN,
+    QWEN2_VL,
+    QWEN2_VL_BASE,
+    QWEN2_VL_NUMBERED,
     V0,
     V0_TRAIN,
     V1,
@@ -17,7 +20,7 @@ from opsin.families._chats import (
     with_start_end,
 )
 from opsin.spec.chat import ChatFormat, ImageMarkup
-from opsin.text.messages import ImagePart, Message, TextPart, assistant, system, user
+from opsin.text.messages import ImagePart, Message, TextPart, VideoPart, assistant, system, user
 from opsin.text.render import ControlSpan, ImageSpan, Mode, Span, TextSpan, render
 
 INLINE_V1 = V1.replace(markup=ImageMarkup(placement="inline"))
@@ -218,3 +221,35 @@ def test_neighbouring_user_turns_are_written_where_the_format_can_say_it() -> No
     for chat in (V0_TRAIN, LLAVA_V0, CHATML_DIRECT):
         text = written(render(chat, [user("first"), user("second")], mode="prompt"))
         assert text.index("first") < text.index("second")
+
+
+# ---- videos and numbered pictures ------------------------------------------------------------------------------------
+
+
+def test_videos_stand_between_the_markup_of_pictures_and_say_that_they_are_videos() -> None:
+    spans = render(QWEN2_VL, [user("What happens?", images=[0], videos=[0])], mode="prompt")
+    assert [span for span in spans if isinstance(span, ImageSpan)] == [ImageSpan(0), ImageSpan(0, "video")]
+    assert without_system(QWEN2_VL, user("What happens?", videos=[0]), mode="prompt") == (
+        "<|im_start|>user\n<|vision_start|>{0}<|vision_end|>What happens?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_pictures_and_videos_are_numbered_apart_over_the_whole_conversation() -> None:
+    turns = [
+        user("One?", images=[0], videos=[0]),
+        assistant("Yes."),
+        Message("user", (TextPart("Two? "), VideoPart(1), ImagePart(1), ImagePart(2))),
+    ]
+    text = without_system(QWEN2_VL_NUMBERED, *turns).replace("<|vision_start|>", "").replace("<|vision_end|>", "")
+    assert "user\nPicture 1: {0}Video 1: {0}One?" in text
+    assert "user\nTwo? Video 2: {1}Picture 2: {1}Picture 3: {2}" in text
+
+
+def test_a_base_format_writes_contents_alone() -> None:
+    spans = render(QWEN2_VL_BASE, [Message("user", (ImagePart(0), TextPart("A photo of")))], mode="prompt")
+    assert written(spans) == "<|vision_start|>{0}<|vision_end|>A photo of"
+
+
+def test_only_users_show_videos() -> None:
+    with pytest.raises(MessageError, match=r"message 2 \(assistant\) holds a video"):
+        render(QWEN2_VL, [user("hi"), Message("assistant", (VideoPart(0),))], mode="train")

@@ -12,7 +12,7 @@ from opsin.text.tokenise import IMAGE, TokenisedText, tokenise
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from text.makers import TINY
 
-LLAMA_CHATS = {name: chat for name, chat in CHATS.items() if chat.begin}
+LLAMA_CHATS = {name: chat for name, chat in CHATS.items() if chat.begin and "<|" not in chat.model_dump_json()}
 
 
 def taught(text: TokenisedText, tokenizer: Tokenizer) -> str:

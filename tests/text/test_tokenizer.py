@@ -9,9 +9,10 @@ import pytest
 import tokenizers
 
 from opsin.errors import TokenizerError
+from opsin.text._huggingface import HuggingFaceTokenizer
 from opsin.text._sentencepiece import SentencePieceTokenizer
 from opsin.text.tokenizer import TextStream, Tokenizer, load_tokenizer
-from text.makers import TINY, byte_level_json, from_json, llama_json, tagged
+from text.makers import TINY, byte_level_json, from_json, llama_json, tagged, two_files
 
 TEXTS = [
     "",
@@ -273,7 +274,11 @@ def test_tokenizer_model_is_preferred_to_tokenizer_json(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({}, "holds neither tokenizer.model nor tokenizer.json"),
-        ({"vocab.json": b"{}"}, r"\['vocab.json'\].*save_pretrained"),
+        ({"config.json": b"{}"}, r"\['config.json'\].*save_pretrained"),
+        ({"vocab.json": b"{}"}, "vocab.json needs merges.txt beside it"),
+        ({"vocab.json": b"{", "merges.txt": b""}, "vocab.json is not JSON"),
+        ({"vocab.json": b"{}", "merges.txt": b"a b c"}, "merges.txt holds 'a b c', which is not a pair"),
+        ({"vocab.json": b"{}", "merges.txt": b"a b"}, "names the class ''.*save_pretrained"),
         ({"tokenizer.model": b""}, "tokenizer.model is not a sentencepiece model"),
         ({"tokenizer.model": b"\xff" * 100_000}, "tokenizer.model is not a sentencepiece model"),
         ({"tokenizer.model": b"IQ== 0\nIg== 1\n"}, "tokenizer.model is not a sentencepiece model"),
@@ -319,3 +324,30 @@ def test_malformed_added_tokens_are_refused(tmp_path: Path, config: str) -> None
     (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(TokenizerError, match="added tokens"):
         load_tokenizer(tmp_path)
+
+
+def test_vocab_and_merges_spell_as_the_tokenizer_json_that_they_were_taken_from() -> None:
+    theirs, ours = from_json(byte_level_json()), HuggingFaceTokenizer(two_files("GPT2Tokenizer"))
+    for text in TEXTS:
+        if "   " not in text:  # added white space is in tokenizer.json alone
+            assert ours.encode(text, "start") == theirs.encode(text, "start"), text
+
+
+def test_qwen2_cuts_digits_one_by_one_and_composes_characters() -> None:
+    tokenizer = HuggingFaceTokenizer(two_files("Qwen2TokenizerFast"))
+    digits = tokenizer.encode("1234567890", "start")
+    assert digits.starts == list(range(10))
+    assert len(HuggingFaceTokenizer(two_files("GPT2Tokenizer")).encode("1234567890", "start").ids) < 10
+    composed = tokenizer.encode("caf\u00e9!", "start")
+    assert tokenizer.encode("cafe\u0301!", "start").ids == composed.ids
+    assert tokenizer.decode(composed.ids) == "caf\u00e9!"
+    # Tokens know where they begin in the text as it was written, before it was composed.
+    assert tokenizer.encode("cafe\u0301!", "start").starts[-1] == 5
+
+
+def test_a_tokenizer_of_two_files_is_saved_and_found_again(tmp_path: Path) -> None:
+    tokenizer = HuggingFaceTokenizer(two_files("Qwen2Tokenizer"))
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.controls == tokenizer.controls
+    assert again.encode("the picture shows", "start") == tokenizer.encode("the picture shows", "start")

@@ -1,7 +1,7 @@
 """Where training samples come from. Anything with a length and `sample` will do: a file, a mixture, drawn pictures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from opsin.data.records import Record, read_records
 from opsin.encode import Encoded
 from opsin.errors import DataError, MessageError
 from opsin.spec.recipe import DataFile
-from opsin.text.messages import Conversation, ImageSource, TextPart, parse
+from opsin.text.messages import Conversation, ImageSource, TextPart, VideoSource, parse
 
 
 class Source(Protocol):
@@ -62,15 +62,16 @@ class FileSource:
         found: set[Path] = set()
         for record in self.file.records:
             conversation = self._conversation(record)
-            for image in conversation.images:
-                if isinstance(image, Path) and image not in found:
-                    if not image.is_file():
+            for kind, path in _files(conversation):
+                if path not in found:
+                    if not path.is_file():
                         raise DataError(
-                            f"{self.file.where(record)}: picture {image} is not there. Relative paths start from "
+                            f"{self.file.where(record)}: {kind} {path} is not there. Relative paths start from "
                             f"{self.image_root}: set image_root, or correct the record."
                         )
-                    found.add(image)
-            self._lengths.append(num_words(conversation) * (1 if conversation.images else -1))
+                    found.add(path)
+            shows = bool(conversation.images or conversation.videos)
+            self._lengths.append(num_words(conversation) * (1 if shows else -1))
 
     def __len__(self) -> int:
         return len(self.file.records)
@@ -91,14 +92,29 @@ class FileSource:
             raise DataError(str(error)) from None
         name = f"{where} {conversation.id!r}" if conversation.id else where
         images = tuple(self._locate(image, where) for image in conversation.images)
-        return replace(conversation, images=images, id=name)
+        videos = tuple(self._locate_video(video, where) for video in conversation.videos)
+        return replace(conversation, images=images, videos=videos, id=name)
+
+    def _locate_video(self, video: VideoSource, where: str) -> VideoSource:
+        if isinstance(video, tuple):
+            return tuple(self._locate(frame, where) for frame in video)
+        located = self._locate(video, where)
+        assert isinstance(located, str | bytes | Path)
+        return located
 
     def _locate(self, image: ImageSource, where: str) -> ImageSource:
         if not isinstance(image, str) or image.startswith("data:"):
             return image
         if image.startswith(("http://", "https://")):
-            raise DataError(f"{where}: {image} is a web address; training reads pictures from files only")
+            raise DataError(f"{where}: {image} is a web address; training reads pictures and videos from files only")
         return self.image_root / image
+
+
+def _files(conversation: Conversation) -> Iterator[tuple[str, Path]]:
+    """What each path of a conversation is, and the path."""
+    frames = [frame for video in conversation.videos if isinstance(video, tuple) for frame in video]
+    for kind, sources in (("picture", (*conversation.images, *frames)), ("video", conversation.videos)):
+        yield from ((kind, source) for source in sources if isinstance(source, Path))
 
 
 class Mixture:

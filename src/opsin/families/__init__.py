@@ -5,20 +5,25 @@ FAMILIES is the whole list; a new family is a new file and one more name in it.
 
 from opsin.errors import ConfigError, unknown
 from opsin.families._chats import CHATS
-from opsin.families._family import Family, HubConfig, Preset
+from opsin.families._family import Family, HubConfig, Preset, Retrieval, RetrieverPreset
+from opsin.families.blip2 import BLIP2
+from opsin.families.internvl15 import INTERNVL15
 from opsin.families.llava import LLAVA
 from opsin.families.llava15 import LLAVA15
 from opsin.families.llava_next import LLAVA_NEXT
+from opsin.families.qwen2_vl import QWEN2_VL
 from opsin.spec.chat import ChatFormat
 from opsin.spec.model import VLMConfig
 
-FAMILIES: tuple[Family, ...] = (LLAVA, LLAVA15, LLAVA_NEXT)
+FAMILIES: tuple[Family, ...] = (BLIP2, LLAVA, LLAVA15, LLAVA_NEXT, INTERNVL15, QWEN2_VL)
 
 __all__ = [
     "FAMILIES",
     "Family",
     "HubConfig",
     "Preset",
+    "Retrieval",
+    "RetrieverPreset",
     "all_presets",
     "chat",
     "family",
@@ -26,6 +31,8 @@ __all__ = [
     "family_of",
     "preset",
     "preset_of_hub",
+    "retrieval_for_hub",
+    "retriever_preset",
 ]
 
 
@@ -40,6 +47,27 @@ def preset(id: str) -> Preset:
     if id not in known:
         raise unknown("model", id, known)
     return known[id]
+
+
+def retriever_preset(id: str) -> RetrieverPreset:
+    """The model that compares pictures with texts of that id, or in that repository. Raises UnknownNameError."""
+    known = {preset.id: preset for each in FAMILIES if each.retrieval for preset in each.retrieval.presets}
+    found = next((preset for preset in known.values() if id in preset.hub), None) or known.get(id)
+    if found is None:
+        raise unknown("model that compares pictures with texts", id, known)
+    return found
+
+
+def retrieval_for_hub(hub: HubConfig) -> Retrieval:
+    """What reads a published config.json of a model that compares pictures with texts. Raises ConfigError."""
+    for each in FAMILIES:
+        if each.retrieval is not None and each.retrieval.matches(hub):
+            return each.retrieval
+    known = ", ".join(each.title for each in FAMILIES if each.retrieval)
+    raise ConfigError(
+        f"config.json describes a model of type {hub.get('model_type')!r} (architectures "
+        f"{hub.get('architectures')!r}), none that compares pictures with texts. Known families of those: {known}"
+    )
 
 
 def preset_of_hub(repository: str) -> Preset | None:

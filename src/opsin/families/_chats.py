@@ -1,9 +1,11 @@
-"""Chat formats of the LLaVA line, one value each.
+"""Chat formats, one value each.
 
-Names are those of the authors' `conv_templates` (llava/conversation.py). Two of their formats are written differently
-for training than for inference, and so are two values here: `v0` and `v0_train`, `plain_prompt` and `plain`.
+Names in the LLaVA line are those of the authors' `conv_templates` (llava/conversation.py). Two of their formats are
+written differently for training than for inference, and so are two values here: `v0` and `v0_train`, `plain_prompt` and
+`plain`.
 """
 
+from opsin.families._blip2_parts import BLIP2_CHATS
 from opsin.spec.chat import AssistantTurn, ChatFormat, Control, ImageMarkup, Piece, Text, UserTurn
 
 BOS = Control(token="<s>")
@@ -180,6 +182,117 @@ PLAIN = ChatFormat(
 PLAIN_PROMPT = PLAIN.replace(name="plain_prompt", user=UserTurn(suffix=(Text(text="\n"),)), empty_turn="prefix")
 """What the authors' get_prompt writes for `plain`: unlike in training, the user's text stays."""
 
+VISION_MARKUP = ImageMarkup(
+    before=(Control(token="<|vision_start|>"),), after=(Control(token="<|vision_end|>"),), placement="inline"
+)
+"""Qwen2-VL: pictures and videos between two tokens, wherever they stand in the text."""
+QWEN2_VL = ChatFormat(
+    name="qwen2_vl",
+    system="You are a helpful assistant.",
+    system_prefix=(Control(token="<|im_start|>"), Text(text="system\n")),
+    system_suffix=(Control(token="<|im_end|>"), Text(text="\n")),
+    user=UserTurn(
+        prefix=(Control(token="<|im_start|>"), Text(text="user\n")),
+        suffix=(Control(token="<|im_end|>"), Text(text="\n")),
+    ),
+    assistant=AssistantTurn(
+        prefix=(Control(token="<|im_start|>"), Text(text="assistant\n")),
+        suffix=(Control(token="<|im_end|>", supervised=True), _taught("\n")),
+    ),
+    turns="any",
+    empty_turn="whole",
+    markup=VISION_MARKUP,
+    stop_tokens=("<|im_end|>", "<|endoftext|>"),
+)
+"""Qwen2-VL-Instruct: the published chat template. Answers are taught with `<|im_end|>` and the line break after it, as
+2U1/Qwen2-VL-Finetune does; the authors' own training code is not published."""
+QWEN2_VL_NUMBERED = QWEN2_VL.replace(
+    name="qwen2_vl_numbered", markup=VISION_MARKUP.replace(label="Picture {}: ", video_label="Video {}: ")
+)
+"""The same with the template's `add_vision_id`: for questions about several pictures by number."""
+QWEN2_VL_BASE = ChatFormat(
+    name="qwen2_vl_base",
+    user=UserTurn(),
+    assistant=AssistantTurn(suffix=(Control(token="<|endoftext|>", supervised=True),)),
+    turns="any",
+    empty_turn="whole",
+    markup=VISION_MARKUP,
+    stop_tokens=("<|endoftext|>", "<|im_end|>"),
+)
+"""Qwen2-VL base models: contents one after the other, nothing around them. Their template writes no answers; that these
+end with `<|endoftext|>` is ours, after generation_config.json, which stops at it."""
+
+INTERNVL_SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+INTERNVL_25_SYSTEM = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+RELEASE_MARKUP = ImageMarkup(
+    label="<image {}> (图{}):",
+    labelled="several_beside",
+    before=(Control(token="<img>"),),
+    after=(Control(token="</img>"),),
+    placement="inline",
+    separator=(Text(text="\n"),),
+    separated="last",
+)
+"""InternVL-1.5 on its first day: a picture, a line break, the question; several are numbered and not broken."""
+INTERNVL_MARKUP = RELEASE_MARKUP.replace(label="Image-{}: ", separated="each")
+"""The same in later code, which leaves the words to people and recommends these."""
+
+
+def _internvl(name: str, system: str, *, markup: ImageMarkup, newline: bool = False) -> ChatFormat:
+    """InternVL's chat for InternLM2. newline: whether a line break, never taught, follows each turn (InternVL-2.5)."""
+    start, end = Control(token="<|im_start|>"), Control(token="<|im_end|>")
+    after = (Text(text="\n"),) if newline else ()
+    return ChatFormat(
+        name=name,
+        system=system,
+        begin=(BOS,),
+        system_prefix=(start, Text(text="system\n")),
+        system_suffix=(end, *after),
+        user=UserTurn(prefix=(start, Text(text="user\n")), suffix=(end, *after)),
+        assistant=AssistantTurn(
+            prefix=(start, Text(text="assistant\n")), suffix=(end.replace(supervised=True), *after)
+        ),
+        outer_space="cut",
+        empty_turn="whole",
+        markup=markup,
+        stop_tokens=("<|im_end|>", "<|im_start|>", "</s>"),
+    )
+
+
+INTERNLM2_CHAT = _internvl(
+    "internlm2_chat", "You are an AI assistant whose name is InternLM (书生·浦语).", markup=RELEASE_MARKUP
+)
+"""InternVL-Chat-V1-5 and Mini 2B as they were trained and released (conversation.py at a08ba33)."""
+INTERNLM2_CHAT_LATER = _internvl("internlm2_chat_later", INTERNVL_SYSTEM, markup=INTERNVL_MARKUP)
+"""The template of that name since InternVL2, which the repositories' code has come to use for 1.5 as well."""
+INTERNVL_25 = _internvl("internvl2_5", INTERNVL_25_SYSTEM, markup=INTERNVL_MARKUP, newline=True)
+INTERNVL_HF = INTERNVL_25.replace(
+    name="internvl_hf", system="", begin=(), markup=INTERNVL_MARKUP.replace(label=""), stop_tokens=("<|im_end|>",)
+)
+"""transformers' own InternVL: no system text, no begin-of-sequence token, pictures not numbered."""
+PHI3_CHAT = ChatFormat(
+    name="phi3_chat",
+    system="You are an AI assistant whose name is Phi-3.",
+    begin=(BOS,),
+    system_prefix=(Control(token="<|system|>"), Text(text="\n")),
+    system_suffix=(Control(token="<|end|>"),),
+    user=UserTurn(prefix=(Control(token="<|user|>"), Text(text="\n")), suffix=(Control(token="<|end|>"),)),
+    assistant=AssistantTurn(
+        prefix=(Control(token="<|assistant|>"), Text(text="\n")),
+        suffix=(Control(token="<|end|>", supervised=True),),
+    ),
+    outer_space="cut",
+    empty_turn="whole",
+    markup=RELEASE_MARKUP,
+    stop_tokens=("<|end|>", "<|endoftext|>", "</s>"),
+)
+"""Mini-InternVL 4B as it was trained and released (conversation.py at 0556aa8)."""
+PHI3_CHAT_LATER = PHI3_CHAT.replace(name="phi3_chat_later", system=INTERNVL_SYSTEM, markup=INTERNVL_MARKUP)
+
 CHATS: dict[str, ChatFormat] = {
     chat.name: chat
     for chat in (
@@ -198,6 +311,16 @@ CHATS: dict[str, ChatFormat] = {
         MPT,
         PLAIN,
         PLAIN_PROMPT,
+        QWEN2_VL,
+        QWEN2_VL_NUMBERED,
+        QWEN2_VL_BASE,
+        INTERNLM2_CHAT,
+        INTERNLM2_CHAT_LATER,
+        INTERNVL_25,
+        INTERNVL_HF,
+        PHI3_CHAT,
+        PHI3_CHAT_LATER,
+        *BLIP2_CHATS,
     )
 }
 

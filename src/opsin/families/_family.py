@@ -4,11 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from opsin.errors import ConfigError
 from opsin.spec.base import Spec
 from opsin.spec.chat import ChatFormat
 from opsin.spec.model import VLMConfig
+from opsin.spec.qformer import RetrieverConfig
 from opsin.spec.rules import Layout
+from opsin.spec.vision import VisionConfig
 
 HubConfig = Mapping[str, Any]
 """A published `config.json`."""
@@ -35,6 +39,49 @@ class Preset(Spec):
     """Why no repository can be loaded as it stands and what to do instead; empty where one can."""
     twin: str | None = None
     """Preset with the same trained weights in another layout."""
+    generation: dict[str, float | int | bool] = Field(default_factory=dict)
+    """How its published generation_config.json samples answers."""
+
+
+class RetrieverPreset(Spec):
+    """One published model that compares pictures with texts."""
+
+    id: str
+    config: RetrieverConfig
+    hub: tuple[str, ...] = ()
+    """Published repositories that hold exactly this model; the first one is loaded."""
+    parameters: int
+    """Tensor elements of the whole model, the vision tower included."""
+    source: str
+    """Where the numbers come from."""
+    access: str = ""
+    """Why no repository can be loaded as it stands and what to do instead; empty where one can."""
+
+
+@dataclass(frozen=True, eq=False)
+class Retrieval:
+    """The models of a family that compare pictures with texts instead of answering."""
+
+    presets: tuple[RetrieverPreset, ...]
+    """Every published one."""
+    tiny: RetrieverConfig
+    """The same parts at a size for tests."""
+    matches: Callable[[HubConfig], bool]
+    """Whether a published config.json describes one."""
+    read: Callable[[HubConfig, HubConfig | None], RetrieverConfig]
+    """config.json and, where there is one, preprocessor_config.json, to a config. Raises ConfigError."""
+    write: Callable[[RetrieverConfig, str], HubFiles]
+    """The JSON files for weights exported in the named layout. Raises ConfigError where the layout cannot say it."""
+    layouts: Callable[[RetrieverConfig], tuple[Layout, ...]]
+    """Published ways to name the tensors of a whole model."""
+    tower_layouts: Callable[[VisionConfig], tuple[Layout, ...]]
+    """Ways to name the tensors of a tower in a file of its own."""
+    tower: Callable[[HubConfig], str | None]
+    """Repository that holds the vision tower, where config.json names one."""
+
+
+def _none(hub: HubConfig) -> None:
+    """No repository."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +116,10 @@ class Family:
     """Ways to name the tensors of one part in a file of its own: a tower, a language model, a projector."""
     tower: Callable[[HubConfig], str | None]
     """Repository that holds the vision tower, where config.json names one."""
+    language: Callable[[HubConfig], str | None] = _none
+    """Repository that holds the language model, where config.json names one and the checkpoint may lack it."""
+    retrieval: Retrieval | None = None
+    """Its models that compare pictures with texts, made of the same parts."""
 
     def from_hub(
         self, hub: HubConfig, preprocessor: HubConfig | None = None, *, chat: ChatFormat | None = None

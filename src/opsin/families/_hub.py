@@ -19,6 +19,7 @@ from opsin.spec.chat import ChatFormat
 from opsin.spec.connector import ConnectorConfig, LinearConnector, MLPConnector
 from opsin.spec.decoder import DecoderConfig
 from opsin.spec.model import VLMConfig
+from opsin.spec.native import Native
 from opsin.spec.plan import Size
 from opsin.spec.resolution import AnyRes, CenterCrop, Pad, ResolutionConfig
 from opsin.spec.vision import VisionConfig
@@ -365,6 +366,7 @@ def _check_preprocessor(preprocessor: HubConfig | None, resolution: ResolutionCo
     """Refuse what the resolution rule does not do."""
     if preprocessor is None:
         return
+    assert not isinstance(resolution, Native), "LLaVA reads squares"
     tile = resolution.tile_size
     for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if preprocessor.get(key, True) is not True:

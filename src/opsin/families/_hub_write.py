@@ -119,6 +119,7 @@ def _transformers(config: VLMConfig) -> HubFiles:
 
 def _decoder(config: VLMConfig) -> HubConfig:
     decoder = config.decoder
+    assert decoder.rope is not None, "Llama turns its queries and keys"
     return {
         "vocab_size": decoder.vocab_size,
         "hidden_size": decoder.dim,

@@ -12,7 +12,9 @@ The published trees, with what the parts are called here:
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
+from opsin.spec.connector import LinearConnector, MLPConnector
 from opsin.spec.model import VLMConfig
 from opsin.spec.rules import Drop, Layout, Rename, Reshape, Rule
 from opsin.spec.vision import VisionConfig
@@ -64,6 +66,7 @@ def llava_part_layouts(config: VLMConfig) -> tuple[Layout, ...]:
 
 def num_connector_layers(config: VLMConfig) -> int:
     """Linear layers of the connector."""
+    assert isinstance(config.connector, LinearConnector | MLPConnector), "LLaVA's connectors are linear layers"
     return 1 if config.connector.kind == "linear" else config.connector.num_layers
 
 
@@ -96,8 +99,13 @@ def vision_rules(vision: VisionConfig, prefix: str) -> tuple[Rule, ...]:
     return (*rules, *_modules(modules, prefix, "vision.", ("weight", "bias")))
 
 
-def decoder_rules(prefix: str, head: str) -> tuple[Rule, ...]:
-    """Llama, and with it Vicuna, Mistral and Yi, as transformers names it."""
+def decoder_rules(
+    prefix: str, head: str, *, biases: Literal["none", "qkv", "all"] = "none", tied: bool = False
+) -> tuple[Rule, ...]:
+    """Llama, and with it Vicuna, Mistral, Yi and Qwen2, as transformers names it.
+
+    tied: whether logits reuse the embedding; a head that was saved all the same is then a copy of it.
+    """
     modules = {
         "embed_tokens": "embed",
         "layers.{}.input_layernorm": "layers.{}.norm1",
@@ -111,9 +119,14 @@ def decoder_rules(prefix: str, head: str) -> tuple[Rule, ...]:
         "layers.{}.mlp.down_proj": "layers.{}.mlp.down",
         "norm": "norm",
     }
+    biased = {"none": (), "qkv": ("q_proj", "k_proj", "v_proj"), "all": ("q_proj", "k_proj", "v_proj", "o_proj")}
+    with_bias = {theirs: ours for theirs, ours in modules.items() if theirs.endswith(biased[biases])}
     return (
         *_modules(modules, prefix, "decoder.", ("weight",)),
-        Rename(source=f"{head}weight", target="decoder.head.weight"),
+        *_modules(with_bias, prefix, "decoder.", ("bias",)),
+        Drop(source=f"{head}weight", reason="equal to the embedding")
+        if tied
+        else Rename(source=f"{head}weight", target="decoder.head.weight"),
         Drop(source=f"{prefix}layers.{{}}.self_attn.rotary_emb.inv_freq", reason="follows from rope_theta"),
     )
 

@@ -253,6 +253,7 @@ def rest(encoded: Encoded, start: int) -> Encoded:
         slot_rows=encoded.slot_rows[first_slot:],
         images=encoded.images[int(np.searchsorted(ends, first_slot, side="right")) :],
         token_spans=encoded.token_spans[start:],
+        encoder_length=max(0, encoded.encoder_length - start),
     )
 
 

@@ -1,6 +1,6 @@
 """A conversation that goes on: each turn reuses the keys and values of everything said before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from opsin.media.prepare import PreparedImage
 from opsin.nn.cache import KVCache, decode_dtype
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
-from opsin.text.messages import Conversation, ImageSource, Message, assistant, system, user
+from opsin.text.messages import Conversation, ImageSource, Message, VideoSource, assistant, system, user
 from opsin.text.tokenizer import Tokenizer
 
 
@@ -33,7 +33,7 @@ class ChatModel(Protocol):
 class Chat:
     """One conversation with a model.
 
-    `ask` answers at once, `stream` piece by piece. Pictures are shown before the text of their turn. A picture is
+    `ask` answers at once, `stream` piece by piece. Pictures and videos are shown before the text of their turn. Each is
     prepared and run once, however many questions follow: the next prompt begins with the tokens of the last one, and
     what the cache holds of it is not run again.
     """
@@ -59,36 +59,41 @@ class Chat:
         """Forget everything that was said and shown."""
         self.messages: list[Message] = list(self._opening)
         self.images: list[ImageSource] = []
+        self.videos: list[VideoSource] = []
         self.answer: Answer | None = None
         """The last answer, once it is complete."""
         self.prompt: Encoded | None = None
         """The last prompt."""
-        self._encoder.forget_from(0)
+        self._encoder.forget_from(0, 0)
         self._cache: KVCache | None = None
         self._cached = np.zeros(0, np.int64)
 
-    def ask(self, text: str, *images: ImageSource) -> Answer:
+    def ask(self, text: str, *images: ImageSource, videos: Sequence[VideoSource] = ()) -> Answer:
         """The answer to one more turn."""
-        for _ in self.stream(text, *images):
+        for _ in self.stream(text, *images, videos=videos):
             pass
         assert self.answer is not None
         return self.answer
 
-    def stream(self, text: str, *images: ImageSource) -> Iterator[str]:
+    def stream(self, text: str, *images: ImageSource, videos: Sequence[VideoSource] = ()) -> Iterator[str]:
         """The answer to one more turn, as its text comes; `answer` holds it afterwards.
 
         A turn that cannot be encoded leaves the conversation as it was. Closing the iterator, or an exception such as
         KeyboardInterrupt, ends the answer: what was said so far stays in the conversation as its text.
         """
-        shown = range(len(self.images), len(self.images) + len(images))
-        question = user(text, images=shown)
-        conversation = Conversation((*self.messages, question), (*self.images, *images))
-        self._encoder.forget_from(len(self.images))  # a turn that failed may have left some
+        question = user(
+            text,
+            images=range(len(self.images), len(self.images) + len(images)),
+            videos=range(len(self.videos), len(self.videos) + len(videos)),
+        )
+        conversation = Conversation((*self.messages, question), (*self.images, *images), videos=(*self.videos, *videos))
+        self._encoder.forget_from(len(self.images), len(self.videos))  # a turn that failed may have left some
         prompt = self._encoder.encode(conversation)
         cache = self._reusable_cache(prompt)
         chunks = stream(self.model.vlm, [prompt], self.model.tokenizer, self.sampling, cache=cache)
         self.messages.append(question)
         self.images += images
+        self.videos += videos
         self.answer, self.prompt = None, prompt
         ids: list[int] = []
         pieces: list[str] = []
@@ -120,20 +125,27 @@ class Chat:
 
 
 class _RememberingEncoder(Encoder):
-    """Prepares each picture of a growing conversation once."""
+    """Prepares each picture and video of a growing conversation once."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._prepared: dict[int, tuple[PreparedImage, tuple[str, ...]]] = {}
+        self._images: dict[int, tuple[PreparedImage, tuple[str, ...]]] = {}
+        self._videos: dict[int, tuple[PreparedImage, tuple[str, ...]]] = {}
 
     def prepare_image(self, conversation: Conversation, index: int) -> tuple[PreparedImage, tuple[str, ...]]:
-        if index not in self._prepared:
-            self._prepared[index] = super().prepare_image(conversation, index)
-        return self._prepared[index]
+        if index not in self._images:
+            self._images[index] = super().prepare_image(conversation, index)
+        return self._images[index]
 
-    def forget_from(self, index: int) -> None:
-        """Forget all pictures from the one of this number on."""
-        self._prepared = {known: prepared for known, prepared in self._prepared.items() if known < index}
+    def prepare_video(self, conversation: Conversation, index: int) -> tuple[PreparedImage, tuple[str, ...]]:
+        if index not in self._videos:
+            self._videos[index] = super().prepare_video(conversation, index)
+        return self._videos[index]
+
+    def forget_from(self, image: int, video: int) -> None:
+        """Forget all pictures and videos from the ones of these numbers on."""
+        self._images = {known: prepared for known, prepared in self._images.items() if known < image}
+        self._videos = {known: prepared for known, prepared in self._videos.items() if known < video}
 
 
 def _marked(prompt: Encoded, new_ids: list[int]) -> NDArray[np.int64]:

@@ -1,15 +1,18 @@
-"""The bytes of a picture and their format, under limits: what stands before any decoder.
+"""The bytes of a picture or video and their format, under limits: what stands before any decoder.
 
     path, bytes, data: URI --read--> bytes --sniff--> JPEG, PNG, WebP, GIF, BMP or TIFF
+                           --open_video_file--> file and format: MP4, Matroska, AVI, MPEG or FLV
 
 The first bytes decide the format, never a file's name or a declared type.
 """
 
 import base64
 import binascii
+import io
 import re
 import stat
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 from PIL import Image
 
@@ -20,11 +23,15 @@ from opsin.spec.plan import Size
 ImageSource = str | Path | bytes | Image.Image
 """A path, a `data:` URI, the bytes of a file, or a PIL image."""
 
+VideoSource = str | Path | bytes | tuple[ImageSource, ...]
+"""A path, a `data:` URI, the bytes of a file, or the frames as pictures."""
+
 READABLE = "JPEG, PNG, WebP, GIF, BMP and TIFF"
+READABLE_VIDEOS = "MP4, MOV, Matroska, WebM, AVI, MPEG and FLV"
 
 
 class Limits(Spec):
-    """What a picture may ask of the machine. Each limit is checked before the memory it guards is allocated."""
+    """What a picture or video may ask of the machine, checked before the memory that each limit guards is allocated."""
 
     max_bytes: int = 64 * 2**20
     """Size of the file."""
@@ -36,6 +43,12 @@ class Limits(Spec):
     """Longer side by shorter side."""
     max_derived_pixels: int = 64_000_000
     """Largest picture that preparing it makes, in pixels: a thin strip grows when its short side is enlarged."""
+    max_video_bytes: int = 2**30
+    """Size of a video's file."""
+    max_video_frames: int = 216_000
+    """Frames that a video's file holds: two hours at 30 a second."""
+    max_shown_frames: int = 1024
+    """Frames of one video that are shown to a model."""
 
 
 DEFAULT_LIMITS = Limits()
@@ -48,6 +61,20 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (rb"BM", "BMP"),
     (rb"II[*+]\x00|MM\x00[*+]", "TIFF"),
 )
+
+_VIDEO_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (rb".{4}(ftyp|moov|mdat|wide|free|skip)", "mp4"),
+    (rb"\x1aE\xdf\xa3", "matroska"),
+    (rb"RIFF.{4}AVI ", "avi"),
+    (rb"G.{187}G", "mpegts"),
+    (rb"\x00\x00\x01\xba", "mpeg"),
+    (rb"FLV\x01", "flv"),
+)
+"""FFmpeg's reader for a file that begins so. It is always named: FFmpeg's own guess may take a file for a list of other
+files and addresses, and open those."""
+
+_STILL = (*_MAGIC, (rb".{4}ftypavi[fs]", "AVIF"), (rb".{4}ftyp(hei[cx]|mif1|msf1)", "HEIC"))
+"""What people give by mistake for a video."""
 
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (rb".{4}ftypavi[fs]", "an AVIF picture"),
@@ -70,16 +97,52 @@ def read(source: str | Path | bytes, limits: Limits, name: str) -> tuple[bytes, 
         data, name = source, name or "picture"
     elif isinstance(source, str) and source[:5].lower() == "data:":
         name = name or "data: URI"
-        data = _decode_data_uri(source, limits, name)
+        data = _decode_data_uri(source, limits.max_bytes, name, "image/png")
     else:
         path = shorten(str(source))
         name = f"{name} ({path})" if name else path
-        data = _read_file(source, limits, name)
+        with _open_file(source, limits.max_bytes, name, "picture") as file:
+            data = file.read(limits.max_bytes + 1)  # the file may grow while it is read
     if len(data) > limits.max_bytes:
-        raise _too_many_bytes(len(data), limits, name)
+        raise _too_many_bytes(len(data), limits.max_bytes, name, "picture")
     if not data:
         raise MediaError(f"{name}: is empty (0 bytes). Copy or download it again.")
     return data, name
+
+
+def open_video_file(source: str | Path | bytes, limits: Limits, name: str) -> tuple[BinaryIO, str, str]:
+    """A video as an open file, FFmpeg's name of its format, and what messages call it. Raises MediaError."""
+    if isinstance(source, bytes):
+        file, size, name = io.BytesIO(source), len(source), name or "video"
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        name = name or "data: URI"
+        data = _decode_data_uri(source, limits.max_video_bytes, name, "video/mp4")
+        file, size = io.BytesIO(data), len(data)
+    else:
+        path = shorten(str(source))
+        name = f"{name} ({path})" if name else path
+        return _checked(_open_file(source, limits.max_video_bytes, name, "video"), name)
+    if size > limits.max_video_bytes:
+        raise _too_many_bytes(size, limits.max_video_bytes, name, "video")
+    return _checked(file, name)
+
+
+def _checked(file: BinaryIO, name: str) -> tuple[BinaryIO, str, str]:
+    """The file, at its beginning, with the format that its first bytes show."""
+    head = file.read(256)
+    file.seek(0)
+    if not head:
+        raise MediaError(f"{name}: is empty (0 bytes). Copy or download it again.")
+    kinds = (kind for pattern, kind in (*_STILL, *_VIDEO_MAGIC) if re.match(pattern, head, re.DOTALL))
+    kind = next(kinds, "")
+    if kind in dict(_VIDEO_MAGIC).values():
+        return file, kind, name
+    file.close()
+    if kind:
+        raise MediaError(f"{name}: is a {kind} picture, not a video. Show it as a picture.")
+    raise MediaError(
+        f"{name}: is not a video in a known format; it begins with {head[:8].hex(' ')}. opsin reads {READABLE_VIDEOS}."
+    )
 
 
 def sniff(data: bytes, name: str) -> str:
@@ -129,22 +192,21 @@ def shorten(text: str, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[: length - 20]}...{text[-17:]}"
 
 
-def _read_file(path: str | Path, limits: Limits, name: str) -> bytes:
+def _open_file(path: str | Path, max_bytes: int, name: str, kind: Literal["picture", "video"]) -> BinaryIO:
     if isinstance(path, str) and (address := re.match(r"([a-z][a-z0-9+.-]*)://", path, re.IGNORECASE)):
         raise MediaError(
-            f"{name}: is an address ({address[0]}), and opsin opens local files only. Download the picture and give "
+            f"{name}: is an address ({address[0]}), and opsin opens local files only. Download the {kind} and give "
             "its path, its bytes, or a data: URI."
         )
     try:
         status = Path(path).stat()
         if stat.S_ISDIR(status.st_mode):
-            raise MediaError(f"{name}: is a folder, not a picture. Give the path of one file.")
+            raise MediaError(f"{name}: is a folder, not a {kind}. Give the path of one file.")
         if not stat.S_ISREG(status.st_mode):
-            raise MediaError(f"{name}: is not a regular file but a device or pipe. Give the path of a picture file.")
-        if status.st_size > limits.max_bytes:
-            raise _too_many_bytes(status.st_size, limits, name)
-        with open(path, "rb") as file:
-            return file.read(limits.max_bytes + 1)  # the file may grow while it is read
+            raise MediaError(f"{name}: is not a regular file but a device or pipe. Give the path of a {kind} file.")
+        if status.st_size > max_bytes:
+            raise _too_many_bytes(status.st_size, max_bytes, name, kind)
+        return open(path, "rb")
     except MediaError:
         raise
     except FileNotFoundError:
@@ -155,12 +217,13 @@ def _read_file(path: str | Path, limits: Limits, name: str) -> bytes:
         raise MediaError(f"{name}: is not a path that can be opened. Give a path, bytes, or a data: URI.") from None
 
 
-def _decode_data_uri(uri: str, limits: Limits, name: str) -> bytes:
+def _decode_data_uri(uri: str, max_bytes: int, name: str, example: str) -> bytes:
     header, comma, body = uri.partition(",")
+    kind: Literal["picture", "video"] = "video" if example.startswith("video") else "picture"
     if not comma or not header.lower().endswith(";base64"):
-        raise MediaError(f"{name}: is not of the form data:image/png;base64,... (begins {shorten(header, 60)!r}).")
-    if len(body) * 3 // 4 > limits.max_bytes + 2:
-        raise _too_many_bytes(len(body) * 3 // 4, limits, name)
+        raise MediaError(f"{name}: is not of the form data:{example};base64,... (begins {shorten(header, 60)!r}).")
+    if len(body) * 3 // 4 > max_bytes + 2:
+        raise _too_many_bytes(len(body) * 3 // 4, max_bytes, name, kind)
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError):
@@ -170,8 +233,13 @@ def _decode_data_uri(uri: str, limits: Limits, name: str) -> bytes:
         ) from None
 
 
-def _too_many_bytes(count: int, limits: Limits, name: str) -> MediaError:
+def _too_many_bytes(count: int, max_bytes: int, name: str, kind: Literal["picture", "video"]) -> MediaError:
+    limit, advice = (
+        ("max_bytes", "Shrink it, or save it as JPEG.")
+        if kind == "picture"
+        else ("max_video_bytes", "Shorten it, or encode it smaller.")
+    )
     return MediaError(
-        f"{name}: {count / 2**20:.1f} MiB is too large, at most {limits.max_bytes / 2**20:.1f} MiB are read "
-        "(max_bytes). Shrink it, or save it as JPEG."
+        f"{name}: {count / 2**20:.1f} MiB is too large, at most {max_bytes / 2**20:.1f} MiB are read ({limit}). "
+        f"{advice}"
     )

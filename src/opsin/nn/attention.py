@@ -1,5 +1,7 @@
 """The one attention call of the project, and the layer around it."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,23 +11,41 @@ from opsin.nn.mask import Mask
 from opsin.nn.rope import Rotation, rotate
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Mask,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
     """Softmax attention with grouped keys: softmax(q k^T / sqrt(E)) v.
 
     q: (B, T, H, E)   k, v: (B, S, K, E), K divides H   mask: which of the S keys each of the T queries may see.
+    bias: (1, H, T, S), added to the scores (T5's relative positions). scale: instead of 1 / sqrt(E). dropout: share of
+    the weights that is dropped, at training.
     Returns (B, T, H, E). The kernels accumulate scores in float32 for half-precision inputs, which overflow otherwise.
     """
-    grouped = q.shape[2] != k.shape[2]
-    if mask.form == "documents":
+    if mask.form == "stretches":
+        assert bias is None, "stretches have no common matrix that a bias could be added to"
         out = torch.zeros_like(q)
-        for row, start, stop in mask.documents:
+        for row, start, stop in mask.stretches:
             part = (slice(row, row + 1), slice(start, stop))
-            out[part] = _sdpa(q[part], k[part], v[part], causal=True, allowed=None, grouped=grouped)
+            causal = mask.within == "causal"
+            out[part] = _sdpa(q[part], k[part], v[part], causal=causal, allowed=None, scale=scale, dropout=dropout)
         return out
-    return _sdpa(q, k, v, causal=mask.form == "causal", allowed=mask.allowed, grouped=grouped)
+    allowed, causal = mask.allowed, mask.form == "causal"
+    if bias is not None:
+        assert not causal, "write a causal mask out where there is a bias"
+        allowed = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
+    return _sdpa(q, k, v, causal=causal, allowed=allowed, scale=scale, dropout=dropout)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, allowed: Tensor | None, grouped: bool) -> Tensor:
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, allowed: Tensor | None, scale: float | None, dropout: float
+) -> Tensor:
     # SDPA wants heads before tokens; the transposes are views.
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
@@ -33,21 +53,37 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, allowed: Tensor | No
         v.transpose(1, 2),
         attn_mask=allowed,
         is_causal=causal and q.shape[1] > 1,
-        enable_gqa=grouped,
+        enable_gqa=q.shape[2] != k.shape[2],
+        scale=scale,
+        dropout_p=dropout,
     )
     return out.transpose(1, 2)
 
 
 class Attention(nn.Module):
-    """Self-attention with optional rotary positions and grouped keys."""
+    """Self-attention with optional rotary positions, grouped keys, and norms on queries and keys."""
 
-    def __init__(self, dim: int, *, num_heads: int, num_kv_heads: int, head_dim: int, bias: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        bias: Literal["none", "qkv", "out", "all"],
+        qk_norm_eps: float | None = None,
+    ) -> None:
+        """qk_norm_eps: RMSNorm over all heads of queries and of keys together (InternViT-6B); None: no norm."""
         super().__init__()
         self.head_dim = head_dim
-        self.q = nn.Linear(dim, num_heads * head_dim, bias=bias)
-        self.k = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
-        self.v = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
-        self.out = nn.Linear(num_heads * head_dim, dim, bias=bias)
+        inner, inner_kv = num_heads * head_dim, num_kv_heads * head_dim
+        qkv_bias, out_bias = bias in ("qkv", "all"), bias in ("out", "all")
+        self.q = nn.Linear(dim, inner, bias=qkv_bias)
+        self.k = nn.Linear(dim, inner_kv, bias=qkv_bias)
+        self.v = nn.Linear(dim, inner_kv, bias=qkv_bias)
+        self.out = nn.Linear(inner, dim, bias=out_bias)
+        self.norm_q = None if qk_norm_eps is None else nn.RMSNorm(inner, eps=qk_norm_eps)
+        self.norm_k = None if qk_norm_eps is None else nn.RMSNorm(inner_kv, eps=qk_norm_eps)
 
     def forward(
         self,
@@ -63,10 +99,15 @@ class Attention(nn.Module):
         Keys are stored rotated, so that a cached step rotates only its new tokens. Queries are not stored: a past query
         has done its work and nothing later reads it.
         """
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.norm_q is not None and self.norm_k is not None:
+            q, k = self.norm_q(q), self.norm_k(k)
         split = (*x.shape[:2], -1, self.head_dim)
-        q, k, v = self.q(x).view(split), self.k(x).view(split), self.v(x).view(split)
+        q, k, v = q.view(split), k.view(split), v.view(split)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
+            if rotation.query_scale is not None:
+                q = q * rotation.query_scale
         if cache is not None:
             k, v = cache.append(layer, k, v)
         # A cache may store another dtype than the model's; attention then works in the cache's.

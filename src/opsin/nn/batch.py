@@ -30,6 +30,8 @@ class Batch:
     """(B, T, A) int64."""
     documents: tuple[Stretch, ...]
     """(row, start, stop) of every conversation, in order."""
+    encoder_lengths: tuple[int, ...] = ()
+    """For every conversation, how many of its first tokens go to an encoder; empty where none do."""
     supervised: Tensor | None = None
     """(B, T) bool: tokens that training teaches. None where nothing is taught."""
     patches: Tensor | None = None
@@ -58,6 +60,13 @@ class Batch:
         if len(self.documents) == self.ids.shape[0]:
             return CAUSAL
         return packed(self.documents)
+
+    def token_lengths(self) -> Tensor:
+        """(B, T) int64: the length of the conversation that each token belongs to; 1 in padding."""
+        lengths = torch.ones(self.ids.shape, dtype=torch.int64)
+        for row, start, stop in self.documents:
+            lengths[row, start:stop] = stop - start
+        return lengths.to(self.ids.device)
 
     def targets(self) -> tuple[Tensor, Tensor]:
         """Where logits are needed for the loss, and what they should be.

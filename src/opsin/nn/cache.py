@@ -1,13 +1,15 @@
 """The key/value cache: owned by the caller, passed in, never kept inside a module."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from opsin.nn.mask import CAUSAL, FULL, Mask, dense
+from opsin.nn.mask import CAUSAL, FULL, Mask, dense, without_padding
 from opsin.spec.decoder import DecoderConfig
+from opsin.spec.seq2seq import Seq2SeqConfig
 
 
 def decode_dtype(model_dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
@@ -20,6 +22,32 @@ def decode_dtype(model_dtype: torch.dtype, device: torch.device | str) -> torch.
     return torch.float32 if is_half and torch.device(device).type == "cpu" else model_dtype
 
 
+@dataclass
+class EncoderMemory:
+    """What the decoder of an encoder-decoder looks across at. It is fixed once the encoder has read the prompt."""
+
+    keys: list[Tensor]
+    """Of every layer of the decoder, (B, S, H, E)."""
+    values: list[Tensor]
+    lengths: list[int]
+    """Tokens of each row that the encoder has read."""
+
+    def mask(self, device: torch.device) -> Mask:
+        """Every token of the decoder sees all that the encoder has read of its row."""
+        if min(self.lengths) == max(self.lengths):
+            return FULL
+        width = torch.arange(max(self.lengths), device=device)
+        valid = width < torch.tensor(self.lengths, device=device)[:, None]
+        return without_padding(torch.ones_like(valid[:, :1]), valid)
+
+    def select(self, index: Tensor, rows: Sequence[int]) -> None:
+        """Keep `rows`, in that order."""
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                tensors[layer] = old.index_select(0, index)
+        self.lengths = [self.lengths[row] for row in rows]
+
+
 class KVCache:
     """Keys and values of every layer for a batch of sequences, each with its own length.
 
@@ -29,7 +57,7 @@ class KVCache:
 
     def __init__(
         self,
-        config: DecoderConfig,
+        config: DecoderConfig | Seq2SeqConfig,
         *,
         batch_size: int,
         capacity: int,
@@ -46,7 +74,24 @@ class KVCache:
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.lengths: list[int] = [0] * batch_size
+        self.prompt_lengths: list[int] = [0] * batch_size
+        """Tokens of each row's first call. A rotation that depends on the sequence's length is chosen by it and kept:
+        keys are stored rotated, so that choosing again would mix two rotations."""
+        self.memory: EncoderMemory | None = None
+        """Of a model with an encoder, once it has read. Its tokens count in `lengths` but take no room here."""
         self._places: tuple[int, Tensor, Tensor] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the keys and values as stored."""
+        return self.keys[0].dtype
+
+    @property
+    def stored(self) -> list[int]:
+        """Tokens per row whose keys and values are stored: all but those that an encoder has read."""
+        if self.memory is None:
+            return self.lengths
+        return [length - read for length, read in zip(self.lengths, self.memory.lengths, strict=True)]
 
     @property
     def capacity(self) -> int:
@@ -60,7 +105,7 @@ class KVCache:
 
     @property
     def _uniform(self) -> bool:
-        return min(self.lengths) == max(self.lengths)
+        return min(self.stored) == max(self.stored)
 
     def reserve(self, capacity: int) -> None:
         """Make room for `capacity` tokens per row, keeping what is stored."""
@@ -77,12 +122,12 @@ class KVCache:
         if self._uniform:
             if num_new == 1:
                 return FULL
-            if self.lengths[0] == 0:
+            if self.stored[0] == 0:
                 return CAUSAL
         device = self.keys[0].device
-        lengths = torch.tensor(self.lengths, device=device)[:, None]
+        lengths = torch.tensor(self.stored, device=device)[:, None]
         order_q = lengths + torch.arange(num_new, device=device)
-        order_k = torch.arange(max(self.lengths) + num_new, device=device).expand(len(self.lengths), -1)
+        order_k = torch.arange(max(self.stored) + num_new, device=device).expand(len(self.lengths), -1)
         # One sequence per row, so one segment: what lies past a row's own tokens is later in order and stays unseen.
         return dense(torch.zeros_like(order_q), order_q, torch.zeros_like(order_k), order_k)
 
@@ -92,11 +137,11 @@ class KVCache:
         `advance` moves the lengths once, after the last layer.
         """
         num_new = k.shape[1]
-        end = max(self.lengths) + num_new
+        end = max(self.stored) + num_new
         keys, values = self.keys[layer], self.values[layer]
         if self._uniform:
-            keys[:, :, self.lengths[0] : end] = k.transpose(1, 2)
-            values[:, :, self.lengths[0] : end] = v.transpose(1, 2)
+            keys[:, :, self.stored[0] : end] = k.transpose(1, 2)
+            values[:, :, self.stored[0] : end] = v.transpose(1, 2)
         else:
             rows, columns = self._ragged_places(num_new)
             keys[rows, :, columns] = k.to(keys.dtype)
@@ -108,13 +153,16 @@ class KVCache:
         if self._places is None or self._places[0] != num_new:
             device = self.keys[0].device
             rows = torch.arange(len(self.lengths), device=device)[:, None]
-            starts = torch.tensor(self.lengths, device=device)[:, None]
+            starts = torch.tensor(self.stored, device=device)[:, None]
             self._places = (num_new, rows, starts + torch.arange(num_new, device=device))
         return self._places[1:]
 
     def advance(self, counts: Sequence[int]) -> None:
         """Count `counts[row]` of the appended tokens as stored; the rest was padding and is overwritten next time."""
         self._set_lengths([length + count for length, count in zip(self.lengths, counts, strict=True)])
+        self.prompt_lengths = [
+            prompt or length for prompt, length in zip(self.prompt_lengths, self.lengths, strict=True)
+        ]
 
     def select(self, rows: Sequence[int]) -> Self:
         """Keep `rows`, in that order, in place. Naming a row twice forks it; leaving one out frees it."""
@@ -123,12 +171,21 @@ class KVCache:
             for layer, old in enumerate(tensors):
                 tensors[layer] = new = old.new_zeros((len(rows), *old.shape[1:]))
                 new[:, :, :used] = old[:, :, :used].index_select(0, index)
+        if self.memory is not None:
+            self.memory.select(index, rows)
         self._set_lengths([self.lengths[row] for row in rows])
+        self.prompt_lengths = [self.prompt_lengths[row] for row in rows]
         return self
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Forget the tokens of each row beyond `lengths[row]`."""
+        """Forget the tokens of each row beyond `lengths[row]`.
+
+        What an encoder has read can only be kept as a whole: its states depend on all of it. Where a row would lose
+        some, every row forgets everything.
+        """
         assert all(new <= old for new, old in zip(lengths, self.lengths, strict=True))
+        if self.memory is not None and any(new < read for new, read in zip(lengths, self.memory.lengths, strict=True)):
+            self.memory, lengths = None, [0] * len(lengths)
         self._set_lengths(list(lengths))
 
     def _set_lengths(self, lengths: list[int]) -> None:

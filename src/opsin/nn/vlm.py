@@ -5,11 +5,13 @@ from torch import Tensor, nn
 
 from opsin.nn.batch import Batch
 from opsin.nn.cache import KVCache
-from opsin.nn.connectors import Connector
+from opsin.nn.connectors import make_connector
 from opsin.nn.decoder import Decoder
 from opsin.nn.layout import row_table
+from opsin.nn.seq2seq import Seq2Seq
 from opsin.nn.vision import VisionTower
 from opsin.spec.model import VLMConfig
+from opsin.spec.seq2seq import Seq2SeqConfig
 
 
 class VLM(nn.Module):
@@ -23,9 +25,10 @@ class VLM(nn.Module):
         super().__init__()
         self.config = config
         self.vision = VisionTower(config.vision)
-        self.connector = Connector(config.connector, in_dim=config.vision.out_dim, out_dim=config.decoder.dim)
+        self.connector = make_connector(config.connector, in_dim=config.vision.out_dim, out_dim=config.decoder.dim)
         self.newline = nn.Parameter(torch.empty(config.decoder.dim)) if config.uses_newline else None
-        self.decoder = Decoder(config.decoder)
+        language = config.decoder
+        self.decoder = Seq2Seq(language) if isinstance(language, Seq2SeqConfig) else Decoder(language)
 
     def rows(self, patches: Tensor, grids: Tensor) -> Tensor:
         """patches: (P, C * p * p), grids: (N, 3) -> rows (R, D), one per place of each tile's row grid."""
@@ -53,15 +56,35 @@ class VLM(nn.Module):
         With a cache the batch's rows continue the cached ones, and their keys and values are added to it.
         """
         x = self.embed(batch, rows)
+        if isinstance(self.decoder, Seq2Seq):
+            return self.decoder(x, batch=batch, cache=cache)
         if cache is None:
-            return self.decoder(x, positions=batch.positions, mask=batch.mask)
+            return self.decoder(x, positions=batch.positions, mask=batch.mask, lengths=self._lengths(batch, None))
         needed = max(cache.lengths) + x.shape[1]
         if needed > cache.capacity:
             cache.reserve(max(needed, 2 * cache.capacity))  # doubling, so that a caller who guessed low pays once
-        hidden = self.decoder(x, positions=batch.positions, mask=cache.mask(x.shape[1]), cache=cache)
+        hidden = self.decoder(
+            x,
+            positions=batch.positions,
+            mask=cache.mask(x.shape[1]),
+            cache=cache,
+            lengths=self._lengths(batch, cache),
+        )
         cache.advance(batch.lengths)
         return hidden
 
+    def _lengths(self, batch: Batch, cache: KVCache | None) -> Tensor | None:
+        """What a rotation that depends on the sequence's length goes by; None where the decoder has none."""
+        rope = self.config.decoder.rope
+        if rope is None or (rope.scaling is None and rope.log_n is None):
+            return None
+        at_inference_only = rope.log_n is not None or (rope.scaling is not None and rope.scaling.kind == "powers")
+        if at_inference_only and self.training:
+            return None
+        if cache is None or not any(cache.prompt_lengths):
+            return batch.token_lengths()
+        return torch.tensor(cache.prompt_lengths, device=batch.ids.device)[:, None]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (..., D) -> (..., V). Call it on the states that are needed, not on all."""
-        return self.decoder.head(hidden)
+        return self.decoder.logits(hidden)

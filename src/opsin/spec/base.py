@@ -60,8 +60,8 @@ def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
             tagged = [
                 each for each in models if "kind" in each.model_fields and each.model_fields["kind"].default == part
             ]
-            models = tagged or models
-            if tagged:
+            several, models = len(models) > 1, tagged or models
+            if tagged or several:
                 continue
         path.append(str(part))
     return path, models

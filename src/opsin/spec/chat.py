@@ -29,15 +29,26 @@ Pieces = tuple[Piece, ...]
 
 
 class ImageMarkup(Spec):
-    """What surrounds a picture's slots, and where in its turn it stands."""
+    """What surrounds the slots of a picture or video, and where in its turn it stands."""
 
+    label: str = ""
+    """Text in front, in which {} is the picture's number in the conversation, from 1: `Picture {}: `."""
+    labelled: Literal["all", "several_beside"] = "all"
+    """Which pictures have a label. `several_beside`: those that stand beside the text of their turn, where there are
+    several; text that says where pictures belong names them itself (InternVL)."""
+    video_label: str = ""
+    """The same for videos, which are counted for themselves."""
     before: Pieces = ()
     after: Pieces = ()
-    placement: Literal["front", "inline"] = "front"
+    placement: Literal["front", "inline", "first"] = "front"
     """`front` moves a turn's pictures before its text, whose outer white space is cut (llava/train/train.py,
-    preprocess_multimodal); `inline` leaves everything where it is."""
+    preprocess_multimodal); `inline` leaves everything where it is; `first` is `front`, but the pictures of the first
+    turn stand before everything, `begin` included (BLIP-2)."""
     separator: Pieces = ()
-    """With `front`: between a picture and what follows it in its turn; nothing follows a picture without text."""
+    """Between a picture and what follows it in its turn; nothing follows a picture without text. With `inline` only
+    after pictures that stand beside the text: text that says where pictures belong has its own."""
+    separated: Literal["each", "last"] = "each"
+    """Whether `separator` follows each picture, or only the last before a text."""
 
 
 class UserTurn(Spec):
@@ -77,9 +88,16 @@ class ChatFormat(Spec):
     assistant: AssistantTurn
     end: Pieces = ()
     """After the last turn; written for training only."""
+    encoder_end: Pieces = ()
+    """Of models with an encoder: after all that it reads, which is everything but the last answer."""
+    decoder_start: str = ""
+    """Of models with an encoder: the control token that the decoder starts from. The last answer follows it and ends
+    with `end`; only that one is taught."""
     turns: Literal["alternate", "any"] = "alternate"
     """`alternate`: user and assistant take turns and the user begins; a greeting of the assistant's that stands before
     is left out (llava/train/train.py, preprocess_v1). `any`: turns are written as they come."""
+    outer_space: Literal["keep", "cut"] = "keep"
+    """White space around what people and the model say in a turn."""
     empty_turn: Literal["prefix", "whole"] = "prefix"
     """How a turn that says nothing is written: its `prefix` alone (llava/conversation.py, get_prompt), or like any
     other."""

@@ -6,6 +6,7 @@ counted: the encoder, the planner, the packer and the inspector all take `num_sl
 Sizes are (width, height), boxes (left, top, right, bottom), grids (t, h, w) in patches or rows.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -128,6 +129,14 @@ class ImagePlan:
     """(columns, rows) of the tile mosaic; (1, 1) when the picture is one tile."""
     class_rows: Literal[0, 1] = 0
     """Rows in front of each tile's raster: 1 where the class token leaves the tower and sees the whole tile."""
+    frames: tuple[int, ...] = ()
+    """Of a video: indices of the frames that are shown; its one tile has the patches of all. Empty for a picture."""
+
+    @property
+    def raster(self) -> Grid | None:
+        """The (t, h, w) of the slots, where they are one raster of rows and nothing else."""
+        whole = self.num_tiles == 1 and not self.class_rows and self.num_slots == math.prod(self.row_grids[0])
+        return self.row_grids[0] if whole else None
 
     @property
     def num_tiles(self) -> int:
@@ -187,9 +196,9 @@ class ImagePlan:
     def _cells(self) -> NDArray[np.float64]:
         """(num_rows, 4) source box of each connector row, padding included."""
         boxes = []
-        for tile, (_, rows, columns) in zip(self.tiles, self.row_grids, strict=True):
+        for tile, (times, rows, columns) in zip(self.tiles, self.row_grids, strict=True):
             whole = np.array(tile.box, np.float64)
-            cells = _grid_cells(whole, whole[2:] - whole[:2], (rows, columns))
+            cells = np.tile(_grid_cells(whole, whole[2:] - whole[:2], (rows, columns)), (times, 1))
             if self.class_rows:
                 cells = np.concatenate([whole[None], cells])
             boxes.append(self.canvases[tile.canvas].to_source(cells))

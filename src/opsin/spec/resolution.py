@@ -10,6 +10,7 @@ Each rule has two halves, integers in and integers out:
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from opsin.errors import PlanError
 from opsin.spec.base import Spec
+from opsin.spec.native import Native
 from opsin.spec.plan import NEWLINE, Canvas, Color, Grid, Resample, RowLayout, Size, Tile, Tiling
 
 
@@ -37,8 +39,8 @@ def _num_rows(row_grids: Sequence[Grid], class_rows: int) -> int:
     return sum(class_rows + t * h * w for t, h, w in row_grids)
 
 
-class _OneTile(Spec):
-    """What the rules that make one tile have in common."""
+class _TileByTile(Spec):
+    """What the rules have in common that leave rows as the connector returns them."""
 
     tile_size: PositiveInt
     """Side in pixels of the square that the tower reads."""
@@ -49,11 +51,11 @@ class _OneTile(Spec):
         return False
 
     def layout(self, tiling: Tiling, row_grids: Sequence[Grid], *, class_rows: int = 0) -> RowLayout:
-        """Every row, in the order in which the connector returns them: the class token, if kept, then the raster."""
+        """Every row, tile by tile: the class token, if kept, then the raster."""
         return RowLayout(np.arange(_num_rows(row_grids, class_rows), dtype=np.int32))
 
 
-class CenterCrop(_OneTile):
+class CenterCrop(_TileByTile):
     """Shortest side to `tile_size`, then the central square: LLaVA's `square` mode, CLIP's own preprocessing."""
 
     kind: Literal["center_crop"] = "center_crop"
@@ -70,7 +72,18 @@ class CenterCrop(_OneTile):
         return _one_tile(Canvas(size, (0, 0), resized, (side, side), offset), patch_size)
 
 
-class Pad(_OneTile):
+class Squash(_TileByTile):
+    """Resize to the square, whatever the aspect ratio: BLIP-2 and Qwen-VL."""
+
+    kind: Literal["squash"] = "squash"
+
+    def tiling(self, size: Size, patch_size: int) -> Tiling:
+        """Canvases and tiles for a picture of `size`."""
+        _check_size(size)
+        return _one_tile(_stretched(size, (self.tile_size, self.tile_size)), patch_size)
+
+
+class Pad(_TileByTile):
     """Pad to a square with the mean colour, then resize: LLaVA-1.5's `pad` mode."""
 
     kind: Literal["pad"] = "pad"
@@ -149,7 +162,7 @@ class AnyRes(Spec):
         else:
             resized = (min(math.ceil(width * scale_h), best[0]), best[1])
         offset = ((best[0] - resized[0]) // 2, (best[1] - resized[1]) // 2)
-        whole = Canvas(size, (0, 0), (side, side), (side, side), (0, 0))
+        whole = _stretched(size, (side, side))
         mosaic = Canvas(size, (0, 0), resized, best, offset)
         columns, rows = best[0] // side, best[1] // side
         grid = (1, side // patch_size, side // patch_size)
@@ -221,4 +234,82 @@ def _resample(raster: NDArray[np.int32], grid_out: tuple[int, int], mode: Litera
     return Resample(raster.ravel(), (raster.shape[0], raster.shape[1]), grid_out, mode)
 
 
-ResolutionConfig = Annotated[CenterCrop | Pad | AnyRes, Field(discriminator="kind")]
+class DynamicTiles(_TileByTile):
+    """InternVL-1.5's tiling: the picture stretched to the grid of tiles whose shape is nearest its own, and where those
+    are several, the whole picture once more, stretched to one tile (arXiv:2404.16821 section 3.2; dataset.py,
+    dynamic_preprocess)."""
+
+    kind: Literal["dynamic_tiles"] = "dynamic_tiles"
+    min_tiles: PositiveInt = 1
+    """Fewest tiles of a grid (`min_dynamic_patch`)."""
+    max_tiles: PositiveInt = 12
+    """Most tiles of a grid, the thumbnail not counted (`max_dynamic_patch`)."""
+    thumbnail: Literal["last", "none"] = "last"
+    """Whether the whole picture follows the tiles; a grid of one tile is the whole picture already."""
+    budget: Literal["each", "shared"] = "each"
+    """Several pictures of one conversation: `each` may take max_tiles, as in the authors' chat; `shared`: max_tiles
+    divided by their number and rounded down, but one at least, as in the authors' training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_tiles > self.max_tiles:
+            raise ValueError(f"min_tiles {self.min_tiles} is more than max_tiles {self.max_tiles}")
+        return self
+
+    def among(self, num_images: int) -> Self:
+        """The rule for each of `num_images` pictures of one conversation."""
+        if self.budget == "each" or num_images < 2:
+            return self
+        most = self.max_tiles // num_images
+        if most < self.min_tiles:  # no grid is left to choose from; the authors' code then takes one tile
+            return self.replace(min_tiles=1, max_tiles=1)
+        return self.replace(max_tiles=most)
+
+    def grid(self, size: Size) -> tuple[int, int]:
+        """(columns, rows) whose ratio is nearest the picture's. Of equally near ones a later, larger one wins only
+        where the picture has more than half its pixels."""
+        width, height = size
+        best, smallest = (1, 1), math.inf
+        for columns, rows in _tile_grids(self.min_tiles, self.max_tiles):
+            difference = abs(width / height - columns / rows)
+            halved = 0.5 * self.tile_size * self.tile_size * columns * rows
+            if difference < smallest or (difference == smallest and width * height > halved):
+                best, smallest = (columns, rows), difference
+        return best
+
+    def tiling(self, size: Size, patch_size: int) -> Tiling:
+        """Canvases and tiles for a picture of `size`: the grid row by row, then the thumbnail."""
+        _check_size(size)
+        side = self.tile_size
+        columns, rows = self.grid(size)
+        patches = (1, side // patch_size, side // patch_size)
+        canvases = [_stretched(size, (columns * side, rows * side))]
+        tiles = [
+            Tile(0, (x * side, y * side, (x + 1) * side, (y + 1) * side), patches)
+            for y in range(rows)
+            for x in range(columns)
+        ]
+        if self.thumbnail == "last" and len(tiles) > 1:
+            canvases.append(_stretched(size, (side, side)))
+            tiles.append(Tile(1, (0, 0, side, side), patches))
+        return Tiling(tuple(canvases), tuple(tiles), columns, rows)
+
+
+@cache
+def _tile_grids(least: int, most: int) -> tuple[tuple[int, int], ...]:
+    """All (columns, rows) of `least` to `most` tiles, fewest tiles first.
+
+    Grids of equally many tiles stand in the order in which the authors' code meets them, that of a Python set filled in
+    this order: CPython's, the same in all versions since 3.8. It matters where two of them are exactly as near, which
+    takes least == most.
+    """
+    sides = [(i, j) for n in range(least, most + 1) for i in range(1, n + 1) for j in range(1, n + 1)]
+    grids = {(columns, rows) for columns, rows in sides if least <= columns * rows <= most}
+    return tuple(sorted(grids, key=math.prod))
+
+
+def _stretched(size: Size, canvas: Size) -> Canvas:
+    return Canvas(size, (0, 0), canvas, canvas, (0, 0))
+
+
+ResolutionConfig = Annotated[CenterCrop | Squash | Pad | AnyRes | DynamicTiles | Native, Field(discriminator="kind")]

@@ -43,6 +43,40 @@ class Reshape(Spec):
         return self
 
 
+class Split(Spec):
+    """One tensor of the checkpoint that is several of ours, stacked along its first axis.
+
+    With `groups` the stack repeats: each group holds `rows[0]` rows of the first target, then `rows[1]` of the second,
+    and so on (InternLM2 groups its queries by key head, Qwen-VL's tower groups queries, keys and values by head).
+    """
+
+    kind: Literal["split"] = "split"
+    source: str
+    targets: tuple[str, ...] = Field(min_length=2)
+    rows: tuple[int, ...]
+    """Rows of each target in one group."""
+    groups: int = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.rows) != len(self.targets):
+            raise ValueError(
+                f"{self.source!r} is split into {len(self.targets)} tensors by {len(self.rows)} row counts"
+            )
+        for target in self.targets:
+            _check_numbers(self.source, target)
+        return self
+
+
+class Fill(Spec):
+    """A tensor of ours that this layout does not store because all its numbers are `value`. It is not written back."""
+
+    kind: Literal["fill"] = "fill"
+    target: str
+    value: float = 0.0
+    reason: str
+
+
 class Drop(Spec):
     """A tensor that checkpoints may hold and the model has no use for. It is neither needed nor written back."""
 
@@ -51,7 +85,7 @@ class Drop(Spec):
     reason: str
 
 
-Rule = Annotated[Rename | Reshape | Drop, Field(discriminator="kind")]
+Rule = Annotated[Rename | Reshape | Split | Fill | Drop, Field(discriminator="kind")]
 
 
 class Layout(Spec):
@@ -65,13 +99,24 @@ class Layout(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        sources = [rule.source for rule in self.rules]
-        targets = [rule.target for rule in self.rules if not isinstance(rule, Drop)]
+        sources = [rule.source for rule in self.rules if not isinstance(rule, Fill)]
+        targets = [target for rule in self.rules for target in targets_of(rule)]
         for kind, names in (("source", sources), ("target", targets)):
             twice = {name for name in names if names.count(name) > 1}
             if twice:
                 raise ValueError(f"layout {self.name!r} has two rules for {kind} {sorted(twice)[0]!r}")
         return self
+
+
+def targets_of(rule: Rule) -> tuple[str, ...]:
+    """Our names that a rule gives a value to."""
+    match rule:
+        case Drop():
+            return ()
+        case Split():
+            return rule.targets
+        case _:
+            return (rule.target,)
 
 
 def _check_numbers(source: str, target: str) -> None:

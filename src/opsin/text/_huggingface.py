@@ -8,6 +8,7 @@ from typing import Any, Literal
 import tokenizers
 
 from opsin.errors import TokenizerError
+from opsin.text._merges import from_vocab_and_merges
 from opsin.text.tokenizer import BaseTokenizer, Place, Tokens, read_added, read_json
 
 SPACE = "\u2581"
@@ -23,7 +24,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        data = read_json(files, "tokenizer.json")
+        data = read_json(files, "tokenizer.json") if "tokenizer.json" in files else from_vocab_and_merges(files)
         model = data.get("model")
         if not isinstance(model, dict) or model.get("type") != "BPE":
             kind = model.get("type") if isinstance(model, dict) else None
@@ -40,6 +41,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
         controls = {name: token_id for name, token_id in controls.items() if name not in blanks}
         last = max([*vocab.values(), *controls.values(), *blanks.values()], default=-1)
         super().__init__(files, controls, last + 1)
+        self.swallowing |= {name for name, token in added.items() if token.get("rstrip")}
         is_byte_level = any(part.get("type") == "ByteLevel" for part in _parts(data.get("decoder")))
         self._letters = _byte_letters() if is_byte_level else None
         self._has_byte_tokens = bool(model.get("byte_fallback"))
@@ -54,8 +56,9 @@ class HuggingFaceTokenizer(BaseTokenizer):
             after_control = "always" if (prefix == "always" if legacy is None else legacy) else "never"
         data["model"] = _without(model, vocab, frozenset(controls), blanks)
         data["added_tokens"] = [added[name] for name in blanks]
-        self._at_start = _build(data, "never" if prefix == "never" else "always")
-        self._after_control = self._at_start if after_control != "never" else _build(data, "never")
+        at_start: Prefix = "never" if prefix == "never" else "always"
+        self._at_start = _build(data, at_start)
+        self._after_control = self._at_start if after_control == at_start else _build(data, "never")
 
     def encode(self, text: str, place: Place) -> Tokens:
         """Ids of a text. None is ever a control token, whatever the text says."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from opsin.errors import MessageError
 from opsin.spec.chat import ChatFormat, Pieces, Text
-from opsin.text.messages import ImagePart, Message, TextPart
+from opsin.text.messages import ImagePart, MediaPart, Message, TextPart, VideoPart
 
 Source = Literal["template", "user", "assistant", "system"]
 Mode = Literal["prompt", "train"]
@@ -27,15 +27,18 @@ class ControlSpan:
 
     token: str
     supervised: bool
-    source: Literal["begin", "template"] = "template"
-    """`begin`: stands where the tokenizer adds its own begin-of-sequence token, so that a text starts after it."""
+    source: Literal["begin", "template", "decoder"] = "template"
+    """`begin`: stands where the tokenizer adds its own begin-of-sequence token, so that a text starts after it.
+    `decoder`: from here on the tokens are a decoder's, those before it an encoder's."""
 
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """One picture: the place of its slots."""
+    """One picture or video: the place of its slots."""
 
     index: int
+    """Which of the conversation's pictures, or of its videos."""
+    kind: Literal["image", "video"] = "image"
 
 
 Span = TextSpan | ControlSpan | ImageSpan
@@ -49,23 +52,30 @@ def render(chat: ChatFormat, messages: Sequence[Message], *, mode: Mode) -> list
     the format cannot say.
     """
     system, turns = _arrange(chat, messages, mode)
+    if chat.outer_space == "cut":
+        turns = [_cut(message) for message in turns]
     head: list[Span] = []
     if system:
         head = [*_pieces(chat.system_prefix), TextSpan(system, False, "system"), *_pieces(chat.system_suffix)]
-    spans = _pieces(chat.begin, source="begin")
+    numbers = _numbers(turns)
+    opening, turns = _take_opening(chat, turns)
+    spans = [*_content(chat, opening, numbers), *_pieces(chat.begin, source="begin")]
     if chat.system_place == "before":
         spans += head
         head = []
     for role, text in chat.example:
         spans += _example(chat, role, text)
     seen_user = False
-    for message in turns:
+    for place, message in enumerate(turns):
         if message.role == "assistant":
-            spans += _assistant_turn(chat, message)
+            written = bool(chat.decoder_start) and mode == "train" and place == len(turns) - 1
+            spans += _decoder_turn(chat, message.text) if written else _assistant_turn(chat, message)
             continue
-        spans += _user_turn(chat, message, is_first=not seen_user, head=[] if seen_user else head)
+        spans += _user_turn(chat, message, numbers, is_first=not seen_user, head=[] if seen_user else head)
         seen_user = True
-    return spans + _pieces(chat.assistant.prefix if mode == "prompt" else chat.end)
+    if mode == "prompt":
+        return spans + (_decoder_turn(chat, "") if chat.decoder_start else _pieces(chat.assistant.prefix))
+    return spans + _pieces(chat.end)
 
 
 def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple[str, list[Message]]:
@@ -73,14 +83,20 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
     for number, message in enumerate(messages, start=1):
         if message.role == "system" and number > 1:
             raise MessageError(f"message {number} is a system message; only the first message can be one")
-        if message.role != "user" and message.images:
-            raise MessageError(f"message {number} ({message.role}) holds a picture; only user messages can hold one")
+        if message.role != "user" and (message.images or message.videos):
+            kind = "picture" if message.images else "video"
+            raise MessageError(f"message {number} ({message.role}) holds a {kind}; only user messages can hold one")
     if not any(message.role == "user" for message in messages):
         raise MessageError(f"no user message among {len(messages)} message(s); a conversation needs at least one")
     if mode == "prompt" and messages[-1].role != "user":
         raise MessageError(
             f"message {len(messages)}, the last one, is the assistant's, so there is nothing to answer; "
             "end with a user message"
+        )
+    if mode == "train" and chat.decoder_start and messages[-1].role != "assistant":
+        raise MessageError(
+            f"message {len(messages)}, the last one, is no answer of the assistant's, which is what format "
+            f"{chat.name!r} teaches; end with one"
         )
     system, turns, first = chat.system, list(messages), 1
     if turns[0].role == "system":
@@ -100,6 +116,26 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
     return system, turns
 
 
+def _cut(message: Message) -> Message:
+    """The message without white space at its two ends; what stands beside a picture stays."""
+    parts = list(message.parts)
+    if parts and isinstance(parts[0], TextPart):
+        parts[0] = TextPart(parts[0].text.lstrip())
+    if parts and isinstance(parts[-1], TextPart):
+        parts[-1] = TextPart(parts[-1].text.rstrip())
+    return Message(message.role, tuple(part for part in parts if part != TextPart("")))
+
+
+def _take_opening(chat: ChatFormat, turns: list[Message]) -> tuple[Message, list[Message]]:
+    """What stands before everything, and the turns without it: the pictures of the first turn, where formats say so."""
+    first, *others = turns
+    if chat.markup.placement != "first" or first.role != "user":
+        return Message("user", ()), turns
+    pictures = tuple(part for part in first.parts if not isinstance(part, TextPart))
+    text = first.text.strip() if pictures else first.text
+    return Message("user", pictures), [Message("user", (TextPart(text),) if text else ()), *others]
+
+
 def _pieces(pieces: Pieces, *, source: Literal["begin", "template"] = "template", teach: bool = True) -> list[Span]:
     spans: list[Span] = []
     for piece in pieces:
@@ -111,42 +147,77 @@ def _pieces(pieces: Pieces, *, source: Literal["begin", "template"] = "template"
     return spans
 
 
-def _user_turn(chat: ChatFormat, message: Message, *, is_first: bool, head: list[Span]) -> list[Span]:
+def _numbers(turns: Sequence[Message]) -> dict[MediaPart, int]:
+    """For each picture and video, how many of its kind the conversation has shown with it."""
+    shown = [part for message in turns for part in message.parts if not isinstance(part, TextPart)]
+    return {
+        part: number
+        for kind in (ImagePart, VideoPart)
+        for number, part in enumerate((part for part in shown if isinstance(part, kind)), start=1)
+    }
+
+
+def _user_turn(
+    chat: ChatFormat, message: Message, numbers: dict[MediaPart, int], *, is_first: bool, head: list[Span]
+) -> list[Span]:
     """head: the system text, for formats that write it inside the first user turn."""
     turn = chat.user
-    content = _content(chat, message)
+    content = _content(chat, message, numbers)
     if not content and chat.empty_turn == "prefix":
         return _pieces(turn.prefix)
     before = [*_pieces(() if is_first else chat.between), *_pieces(turn.prefix), *_pieces(turn.lead)]
     return [*before, *head, *content, *_pieces(turn.suffix)]
 
 
-def _content(chat: ChatFormat, message: Message) -> list[Span]:
+def _content(chat: ChatFormat, message: Message, numbers: dict[MediaPart, int]) -> list[Span]:
     """The pictures and the text of a user turn, in the order they are written."""
-    parts = [part for part in message.parts if chat.user.text == "keep" or isinstance(part, ImagePart)]
-    in_front = chat.markup.placement == "front" and bool(message.images)
+    parts = [part for part in message.parts if chat.user.text == "keep" or not isinstance(part, TextPart)]
+    in_front = chat.markup.placement != "inline" and bool(message.images or message.videos)
     if in_front:
         text = "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
-        parts = [part for part in parts if isinstance(part, ImagePart)]
+        parts = [part for part in parts if not isinstance(part, TextPart)]
         if text:
             parts.append(TextPart(text))
+    beside = [part for part in parts if not isinstance(part, TextPart) and part.standing == "beside"]
     spans: list[Span] = []
     for place, part in enumerate(parts):
         if isinstance(part, TextPart):
             spans.append(TextSpan(part.text, False, "user"))
             continue
-        spans += [*_pieces(chat.markup.before), ImageSpan(part.index), *_pieces(chat.markup.after)]
-        if in_front and place < len(parts) - 1:
+        is_beside = part.standing == "beside"
+        if chat.markup.labelled == "all" or (is_beside and len(beside) > 1):
+            spans += _label(chat, part, numbers[part])
+        slots = ImageSpan(part.index, "video" if isinstance(part, VideoPart) else "image")
+        spans += [*_pieces(chat.markup.before), slots, *_pieces(chat.markup.after)]
+        following = parts[place + 1 : place + 2]
+        if chat.markup.separated == "last":
+            following = [part for part in following if isinstance(part, TextPart)]
+        if following and (in_front or is_beside):
             spans += _pieces(chat.markup.separator)
     return spans
 
 
+def _label(chat: ChatFormat, part: MediaPart, number: int) -> list[Span]:
+    label = chat.markup.video_label if isinstance(part, VideoPart) else chat.markup.label
+    return [TextSpan(label.replace("{}", str(number)), False, "template")] if label else []
+
+
 def _assistant_turn(chat: ChatFormat, message: Message) -> list[Span]:
     turn = chat.assistant
-    answer: list[Span] = [TextSpan(message.text, True, "assistant")] if message.text else []
+    taught = not chat.decoder_start  # an answer that an encoder reads is no target
+    answer: list[Span] = [TextSpan(message.text, taught, "assistant")] if message.text else []
     if not answer and chat.empty_turn == "prefix":
         return _pieces(turn.prefix)
-    return [*_pieces(turn.prefix), *_pieces(turn.lead), *answer, *_pieces(turn.suffix)]
+    pieces = (_pieces(part, teach=taught) for part in (turn.prefix, turn.lead, turn.suffix))
+    prefix, lead, suffix = pieces
+    return [*prefix, *lead, *answer, *suffix]
+
+
+def _decoder_turn(chat: ChatFormat, answer: str) -> list[Span]:
+    """The last answer of a model with an encoder, or where it is to begin."""
+    start = [*_pieces(chat.assistant.prefix), *_pieces(chat.encoder_end)]
+    text: list[Span] = [TextSpan(answer, True, "assistant")] if answer else []
+    return [*start, ControlSpan(chat.decoder_start, False, "decoder"), *text]
 
 
 def _example(chat: ChatFormat, role: Literal["user", "assistant"], text: str) -> list[Span]:

@@ -32,6 +32,7 @@ def tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> TokenisedText:
     """
     result = TokenisedText([], [], [], [])
     place: Place = "start"
+    swallows = False
     first = 0
     while first < len(spans):
         span = spans[first]
@@ -39,27 +40,37 @@ def tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> TokenisedText:
             last = first
             while last < len(spans) and isinstance(spans[last], TextSpan):
                 last += 1
-            _append_text(result, spans, range(first, last), tokenizer, place)
+            _append_text(result, spans, range(first, last), tokenizer, place, swallows=swallows)
             first = last
             continue
         if isinstance(span, ControlSpan):
             result.ids.append(tokenizer.control_id(span.token))
-            place = "start" if span.source == "begin" else "after_control"
+            place = "after_control" if span.source == "template" else "start"
+            swallows = span.token in tokenizer.swallowing
         else:
             result.images.append((len(result.ids), span.index))
             result.ids.append(IMAGE)
-            place = "start"
+            place, swallows = "start", False
         result.supervised.append(isinstance(span, ControlSpan) and span.supervised)
         result.spans.append(first)
         first += 1
     return result
 
 
-def _append_text(result: TokenisedText, spans: Sequence[Span], run: range, tokenizer: Tokenizer, place: Place) -> None:
-    """Tokenise the text spans numbered `run` as one text and append its tokens."""
+def _append_text(
+    result: TokenisedText, spans: Sequence[Span], run: range, tokenizer: Tokenizer, place: Place, *, swallows: bool
+) -> None:
+    """Tokenise the text spans numbered `run` as one text and append its tokens.
+
+    swallows: whether the control token before them takes the white space that they begin with away.
+    """
     texts = [span for span in spans[run.start : run.stop] if isinstance(span, TextSpan)]
-    tokens = tokenizer.encode("".join(span.text for span in texts), place)
-    number, end = 0, len(texts[0].text)
+    whole = "".join(span.text for span in texts)
+    text = whole.lstrip() if swallows else whole
+    if not text:
+        return
+    tokens = tokenizer.encode(text, place)
+    number, end = 0, len(texts[0].text) - (len(whole) - len(text))
     for start in tokens.starts:
         while start >= end and number < len(texts) - 1:
             number += 1

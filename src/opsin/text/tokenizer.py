@@ -1,13 +1,14 @@
 """Text to ids and back. Text never becomes a control token: those are asked for by name.
 
-Back ends: sentencepiece (`tokenizer.model`) and Hugging Face tokenizers (`tokenizer.json`). Each reports where in the
+Back ends: sentencepiece (`tokenizer.model`) and Hugging Face tokenizers (`tokenizer.json`, or `vocab.json` with
+`merges.txt`). Each reports where in the
 text every token starts, so that nothing has to be tokenised a second time to find out which ids belong to an answer.
 """
 
 import codecs
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,7 +18,10 @@ Place = Literal["start", "after_control"]
 """Where a text stands: at the start of a conversation or after a picture (LLaVA tokenises the texts between pictures
 one by one, so each is a start of its own), or right after a control token."""
 
-FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+FILES = (
+    *("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+)
 """Files that say what a tokenizer does. What else a repository holds is not read."""
 
 
@@ -44,6 +48,10 @@ class Tokenizer(Protocol):
     @property
     def strips_first_space(self) -> bool:
         """Whether texts start with a space of the tokenizer's making, which decoding takes off again."""
+
+    @property
+    def swallowing(self) -> Collection[str]:
+        """Control tokens that take the white space of a text after them away (`rstrip`; Phi-3's turn marks)."""
 
     def encode(self, text: str, place: Place) -> Tokens:
         """Ids of a text. None is ever a control token, whatever the text says.
@@ -96,6 +104,7 @@ class BaseTokenizer(ABC):
         self.controls: Mapping[str, int] = dict(controls)
         self.vocab_size = vocab_size
         self.strips_first_space = False
+        self.swallowing = read_swallowing(files)
         self._control_ids = frozenset(self.controls.values())
         self._spellings: dict[int, bytes] = {}
 
@@ -153,7 +162,7 @@ def load_tokenizer(folder: Path, *, legacy: bool | None = None) -> Tokenizer:
             from opsin.text._sentencepiece import SentencePieceTokenizer
 
             return SentencePieceTokenizer(files)
-        if "tokenizer.json" in files:
+        if "tokenizer.json" in files or "vocab.json" in files:
             from opsin.text._huggingface import HuggingFaceTokenizer
 
             return HuggingFaceTokenizer(files)
@@ -161,8 +170,9 @@ def load_tokenizer(folder: Path, *, legacy: bool | None = None) -> Tokenizer:
         raise TokenizerError(f"{folder}: {error}") from None
     found = sorted(path.name for path in folder.iterdir())[:20] if folder.is_dir() else "no such folder"
     raise TokenizerError(
-        f"{folder} holds neither tokenizer.model nor tokenizer.json (found: {found}). Copy one from the model's "
-        "repository; transformers' AutoTokenizer writes a tokenizer.json from older files with save_pretrained."
+        f"{folder} holds neither tokenizer.model nor tokenizer.json, nor vocab.json with merges.txt (found: {found}). "
+        "Copy one from the model's repository; transformers' AutoTokenizer writes a tokenizer.json from older files "
+        "with save_pretrained."
     )
 
 
@@ -190,3 +200,12 @@ def read_added(files: Mapping[str, bytes]) -> dict[str, int]:
     except (AttributeError, KeyError, TypeError, ValueError):
         raise TokenizerError("the added tokens in tokenizer_config.json or added_tokens.json are malformed") from None
     return added
+
+
+def read_swallowing(files: Mapping[str, bytes]) -> frozenset[str]:
+    """Tokens in tokenizer_config.json that take the white space after them away, by name. Raises TokenizerError."""
+    try:
+        listed = read_json(files, "tokenizer_config.json").get("added_tokens_decoder", {}).values()
+        return frozenset(token["content"] for token in listed if token.get("rstrip"))
+    except (AttributeError, KeyError, TypeError):
+        raise TokenizerError("the added tokens in tokenizer_config.json are malformed") from None

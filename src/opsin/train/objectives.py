@@ -38,15 +38,16 @@ def next_token_from(vlm: VLM, batch: Batch, *, rows: Tensor | None) -> Loss:
     """`next_token` with connector rows that the caller has already: a frozen tower's need computing only once."""
     places, targets = batch.targets()
     hidden = vlm.hidden(batch, rows=rows).flatten(0, 1).index_select(0, places)
-    return Loss(linear_cross_entropy(hidden, vlm.decoder.head, targets), len(targets))
+    head = vlm.decoder.head if vlm.decoder.head is not None else vlm.decoder.embed
+    return Loss(linear_cross_entropy(hidden, head, targets), len(targets))
 
 
-def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, head: nn.Linear | nn.Embedding, targets: Tensor) -> Tensor:
     """Sum over tokens of -log softmax(head(hidden))[target], as a scalar; softmax in float32.
 
-    hidden: (M, D)   head: D -> V without bias   targets: (M,) ids.
+    hidden: (M, D)   head: D -> V without bias, or the embedding that stands for one   targets: (M,) ids.
     """
-    assert head.bias is None
+    assert getattr(head, "bias", None) is None
     return _LinearCrossEntropy.apply(hidden, head.weight, targets)
 
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from opsin.weights.loader import Model as Model
     from opsin.weights.loader import load as load
     from opsin.weights.loader import load_part as load_part
+    from opsin.weights.retrieval import RetrievalModel as RetrievalModel
+    from opsin.weights.retrieval import build_retriever as build_retriever
+    from opsin.weights.retrieval import export_retriever as export_retriever
+    from opsin.weights.retrieval import load_retriever as load_retriever
 
 # Modules are named otherwise than the functions in them: importing `opsin.weights.load` would hide `weights.load`.
 _HOMES = {
@@ -27,6 +31,10 @@ _HOMES = {
     "load": "loader",
     "load_part": "loader",
     "Model": "loader",
+    "RetrievalModel": "retrieval",
+    "build_retriever": "retrieval",
+    "export_retriever": "retrieval",
+    "load_retriever": "retrieval",
     "export": "exporter",
     "save_native": "exporter",
     "ExportReport": "exporter",

@@ -26,6 +26,10 @@ class Account:
     """Our name -> where it is."""
     problems: dict[str, list[str]] = field(default_factory=dict)
     """Kind -> one line per tensor."""
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    """Our names and shapes."""
+    filled: dict[str, float] = field(default_factory=dict)
+    """Our name -> the only value of a tensor that the layout does not store."""
     absent: tuple[str, ...] = ()
     """Prefixes of `Layout.optional` of which the checkpoint holds nothing."""
 
@@ -45,23 +49,23 @@ def account(checkpoint: Checkpoint, layout: Layout, expected: Mapping[str, Shape
     expected: our names and shapes. part: a prefix of our names; all other tensors are then left alone, because the file
     may hold a bigger model.
     """
-    renamer, result = Renamer(layout), Account(layout)
     wanted = {name: shape for name, shape in expected.items() if name.startswith(part)}
+    renamer, result = Renamer(layout), Account(layout, shapes=wanted)
     theirs = {match.source: name for name in wanted if (match := renamer.from_target(name)) is not None}
     for name, entry in checkpoint.entries.items():
-        match = renamer.from_source(name)
-        if match is None or match.target not in expected:
-            in_part = not part or (match is not None and match.target.startswith(part))
+        matches = renamer.from_source(name)
+        if not matches or any(match.target not in expected for match in matches):
+            in_part = not part or any(match.target.startswith(part) for match in matches)
             if in_part and not renamer.drops(name):
                 near = get_close_matches(name, theirs, n=1, cutoff=0.6) if _room(result, "unexpected") else []
                 result.add("unexpected", f"{name}{f'   nearest known: {near[0]}' if near else ''}")
-        elif match.target in wanted:
-            shape = match.source_shape(wanted[match.target])
+        elif matches[0].target in wanted:
+            shape = matches[0].source_shape(wanted[matches[0].target])
             if entry.shape != shape:
                 result.add("mis-shaped", f"{name}   is {_sides(entry.shape)}, the config asks for {_sides(shape)}")
             elif entry.dtype not in FLOATS:
                 result.add("mis-typed", f"{name}   is {entry.dtype}; only {', '.join(sorted(FLOATS))} are read")
-            result.placed[match.target] = (match, entry)
+            result.placed |= {match.target: (match, entry) for match in matches}
     if not result.placed:
         what = f"no tensor of {part.rstrip('.')!r}" if part else "no tensor of this model"
         names = ", ".join(list(checkpoint.entries)[:3]) or "none at all"
@@ -71,7 +75,8 @@ def account(checkpoint: Checkpoint, layout: Layout, expected: Mapping[str, Shape
         )
     for name, files in checkpoint.duplicates.items():
         result.add("duplicate", f"{name}   in {' and '.join(file.name for file in files)}")
-    missing = [name for name in wanted if name not in result.placed]
+    result.filled = {name: rule.value for name in wanted if (rule := renamer.fills(name)) is not None}
+    missing = [name for name in wanted if name not in result.placed and name not in result.filled]
     result.absent = tuple(
         prefix
         for prefix in layout.optional

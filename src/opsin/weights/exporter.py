@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,8 +22,9 @@ from torch import Tensor
 
 from opsin.errors import WeightError, unknown
 from opsin.nn.vlm import VLM
+from opsin.spec.base import Spec
 from opsin.spec.model import VLMConfig
-from opsin.spec.rules import Layout, Reshape
+from opsin.spec.rules import Layout, Reshape, Split
 from opsin.text.tokenizer import Tokenizer
 from opsin.weights.account import account, choose_layout, raise_problems
 from opsin.weights.config import FORMAT, NATIVE, read_published
@@ -36,7 +37,7 @@ from opsin.weights.rules import Renamer
 SHARD_BYTES = 5_000_000_000
 """Largest weight file of an export, the custom of the hub."""
 
-WRITTEN = ("original", "hf")
+WRITTEN = ("original", "hf", "hf-v5")
 """Layouts that are written; every other one is only read."""
 
 
@@ -89,30 +90,63 @@ def save_native(
 def export(folder: str | Path, model: Model, *, layout: str = "hf", shard_bytes: int = SHARD_BYTES) -> ExportReport:
     """Write a model under published names, with the config files that belong to them, and check it.
 
-    layout: `original` for the authors' code, `hf` for transformers. Raises ConfigError when the layout cannot hold the
+    layout: `original` for the authors' code, `hf` for transformers, `hf-v5` for the names that its version 5 gives the
+    same tensors, where the family has them. Raises ConfigError when the layout cannot hold the
     model, and WeightError when the folder is not empty or what was written does not read back equal.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WeightError(f"{folder} exists and is not empty; name a new folder")
     if layout not in WRITTEN:
         raise unknown("layout", layout, WRITTEN)
-    files = model.family.write(model.config, layout)  # refuses models that the layout has no words for
-    rules = next(each for each in model.family.layouts(model.config) if each.name == layout)
+    files = dict(model.family.write(model.config, layout))  # refuses models that the layout has no words for
+    if model.generation:
+        files["generation_config.json"] = model.generation
+    rules = pick_layout(model.family.layouts(model.config), layout)
     state = to_layout(_whole_state(model.vlm, model.config), rules)
+    return write_published(
+        Path(folder),
+        rules,
+        state,
+        files,
+        tokenizer=model.tokenizer if model.has_tokenizer else None,
+        shard_bytes=shard_bytes,
+        verify=lambda staging: _verify(staging, model),
+    )
+
+
+def pick_layout(layouts: Iterable[Layout], name: str) -> Layout:
+    """The layout of that name among those that are written. Raises UnknownNameError."""
+    known = {each.name: each for each in layouts if each.name in WRITTEN}
+    if name not in known:
+        raise unknown("layout", name, known)
+    return known[name]
+
+
+def write_published(
+    folder: Path,
+    layout: Layout,
+    state: dict[str, Tensor],
+    files: Mapping[str, Mapping[str, Any]],
+    *,
+    tokenizer: Tokenizer | None,
+    verify: Callable[[Path], tuple[str, ...]],
+    shard_bytes: int = SHARD_BYTES,
+) -> ExportReport:
+    """Write tensors, tokenizer and JSON files into a new folder, which `verify` checks before it is moved into place.
+
+    verify: reads the folder back, raises WeightError where it differs, and lists settings that came back otherwise.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightError(f"{folder} exists and is not empty; name a new folder")
     with _staged(folder) as staging:
         _write_shards(staging, state, shard_bytes)
-        if model.has_tokenizer:
-            model.tokenizer.save(staging)
-        if model.generation:
-            _write_json(staging / "generation_config.json", model.generation)
+        if tokenizer is not None:
+            tokenizer.save(staging)
         for name, content in files.items():
             _write_json(staging / name, content)
-        changed = _verify(staging, model)
+        changed = verify(staging)
         _move_whole(staging, folder)
     return ExportReport(
         folder=folder,
-        layout=layout,
+        layout=layout.name,
         num_tensors=len(state),
         num_bytes=sum(tensor.nbytes for tensor in state.values()),
         changed=changed,
@@ -135,28 +169,50 @@ def _whole_state(vlm: VLM, config: VLMConfig) -> dict[str, Tensor]:
 def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """The tensors of a model under the names and in the shapes of a published layout."""
     renamer, renamed = Renamer(layout), {}
+    pieces: dict[str, dict[int, Tensor]] = {}
     for name, tensor in state.items():
         match = renamer.from_target(name)
-        assert match is not None, f"layout {layout.name!r} has no name for {name!r}"
-        shape = match.rule.source_shape if isinstance(match.rule, Reshape) else tuple(tensor.shape)
-        renamed[match.source] = tensor.detach().reshape(shape)
+        if match is None:
+            fill = renamer.fills(name)
+            assert fill is not None, f"layout {layout.name!r} has no name for {name!r}"
+            if (tensor != fill.value).any():
+                raise WeightError(
+                    f"layout {layout.name!r} does not store {name!r}, because it is always {fill.value} "
+                    f"({fill.reason}); in this model it is not"
+                )
+        elif isinstance(match.rule, Split):
+            parts = pieces.setdefault(match.source, {})
+            parts[match.piece] = tensor.detach().unflatten(0, (match.rule.groups, -1))
+            if len(parts) == len(match.rule.targets):
+                renamed[match.source] = torch.cat([parts[i] for i in sorted(parts)], dim=1).flatten(0, 1)
+        else:
+            shape = match.rule.source_shape if isinstance(match.rule, Reshape) else tuple(tensor.shape)
+            renamed[match.source] = tensor.detach().reshape(shape)
     return renamed
 
 
 def _verify(folder: Path, model: Model) -> tuple[str, ...]:
     """Read an export back, compare every tensor bit by bit, and list the settings that came back otherwise."""
-    located = Located(folder, str(folder))
-    config, _ = read_published(located)
-    state = model.vlm.state_dict()
+    config, _ = read_published(Located(folder, str(folder)))
+    verify_tensors(folder, model.family.layouts(config), model.vlm.state_dict())
+    return changed_settings(model.config, config)
+
+
+def verify_tensors(folder: Path, layouts: Iterable[Layout], state: Mapping[str, Tensor]) -> None:
+    """Read a folder in a published layout back and compare every tensor bit by bit. Raises WeightError."""
     checkpoint = read_headers(folder, str(folder))
-    layout = choose_layout(model.family.layouts(config), checkpoint)
+    layout = choose_layout(layouts, checkpoint)
     found = account(checkpoint, layout, {name: tuple(tensor.shape) for name, tensor in state.items()})
     raise_problems({str(folder): found})
     for name, tensor in read_tensors(found, dtype=None, device="cpu").items():
         ours = state[name].cpu()
         if tensor.dtype != ours.dtype or not torch.equal(_bits(tensor), _bits(ours)):
             raise WeightError(f"{name!r} does not read back as it was written; the disk or memory is faulty")
-    before, after = _flat(model.config.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+
+
+def changed_settings(written: Spec, read: Spec) -> tuple[str, ...]:
+    """What a layout had no words for, as `field: before -> after`."""
+    before, after = _flat(written.model_dump(mode="json")), _flat(read.model_dump(mode="json"))
     return tuple(
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before | after)

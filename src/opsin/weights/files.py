@@ -39,10 +39,11 @@ ITEM_BYTES = {
 CONVERT = (
     'python -c "import sys, torch, safetensors.torch as s; '
     "[s.save_file({k: v.contiguous().clone() "
-    "for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
+    "for k, v in (lambda d: d.get('model', d))(torch.load(f, map_location='cpu', weights_only=True)).items()}, "
     "f.rsplit('.', 1)[0] + '.safetensors') for f in sys.argv[1:]]\""
 )
-"""A command that turns the pickles named after it into safetensors files beside them."""
+"""A command that turns the pickles named after it into safetensors files beside them. Some authors keep the tensors one
+level down, under `model`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,11 @@ matrices of tower, decoder   normal, std 0.02                  transformers' ini
 embedding, head, positions   normal, std 0.02                  likewise
 class token, newline         normal, std 1 / sqrt(dim)         CLIP's class_embedding; llava_arch.py image_newline
 connector, weight and bias   uniform, +- 1 / sqrt(inputs)      nn.Linear's own, which the authors train from
+  but its Q-Former           normal, std 0.02                  BERT, from which the authors start it
+temperature                  0.07                              LAVIS blip2_qformer.py
 other biases                 0
 norms                        weight 1, bias 0
+layer scales                 0.1                               InternViT-6B's initializer_factor
 """
 
 import hashlib
@@ -15,10 +18,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from opsin.nn.blocks import LayerScale
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 
-STD = 0.02
+STD, SCALE, TEMPERATURE = 0.02, 0.1, 0.07
 
 
 def build(
@@ -41,7 +45,7 @@ def on_meta(config: VLMConfig) -> VLM:
 
 
 @torch.no_grad()
-def initialise(vlm: VLM, *, seed: int, part: str = "") -> None:
+def initialise(vlm: nn.Module, *, seed: int, part: str = "") -> None:
     """Draw the parameters whose names begin with `part` anew.
 
     Each tensor has its own stream, made of the seed and its name: its bits do not depend on which others are drawn.
@@ -58,7 +62,11 @@ def initialise(vlm: VLM, *, seed: int, part: str = "") -> None:
 def _draw(name: str, module: nn.Module, shape: torch.Size, generator: torch.Generator) -> Tensor:
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
-    if isinstance(module, nn.Linear) and name.startswith("connector."):
+    if isinstance(module, LayerScale):
+        return torch.full(shape, SCALE)
+    if name == "temperature":
+        return torch.full(shape, TEMPERATURE)
+    if isinstance(module, nn.Linear) and name.startswith("connector.") and not name.startswith("connector.qformer."):
         bound = 1 / math.sqrt(module.in_features)
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
     if name.endswith("bias"):

@@ -6,7 +6,7 @@ Nothing is allocated before every key is accounted for. Tensors are then views o
 read when they are first used, and written pages are private, so training on a loaded model leaves its files alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,22 +14,24 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from opsin.errors import ConfigError, TokenizerError, WeightError
 from opsin.families import Family, chat, family_of
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
-from opsin.spec.rules import Reshape
+from opsin.spec.rules import Layout, Reshape, Split
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.weights.account import Account, account, choose_layout, raise_problems
 from opsin.weights.config import read_config, read_json
 from opsin.weights.files import read_headers
 from opsin.weights.hub import locate
 from opsin.weights.init import on_meta
-from opsin.weights.rules import identity
+from opsin.weights.rules import Match, identity
 
 Part = Literal["vision", "connector", "newline", "decoder"]
+PARTS = {"vision.": "vision tower", "decoder.": "language model"}
+"""Parts that a checkpoint may leave to another one."""
 
 DTYPES = {
     "float64": torch.float64,
@@ -67,9 +69,8 @@ class Model:
     def has_tokenizer(self) -> bool:
         """Whether `tokenizer` would find one."""
         folder = self.tokenizer_folder
-        return "tokenizer" in self.__dict__ or (
-            folder is not None and any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
-        )
+        names = ("tokenizer.model", "tokenizer.json", "vocab.json")
+        return "tokenizer" in self.__dict__ or (folder is not None and any((folder / name).is_file() for name in names))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -92,13 +93,15 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
     tower: str | Path | None = None,
+    language: str | Path | None = None,
     tokenizer: Path | None = None,
     chat_format: str | None = None,
 ) -> Model:
     """Load a model in eval mode.
 
     name: a folder, a preset's id or a hub repository. dtype: what to convert to; None or "auto" keeps the checkpoint's.
-    tower: folder or repository of the vision tower, for checkpoints without one; by default the one their config names.
+    tower, language: folder or repository of the vision tower and of the language model, for checkpoints without one; by
+    default the one that their config names.
     tokenizer: folder of the tokenizer, where it is not beside the weights. chat_format: name of the format, where the
     files do not tell (Llama-2 previews of LLaVA in a local folder).
     """
@@ -116,27 +119,33 @@ def load(
     layouts = family.layouts(config) if hub else (identity(shapes),)
     main = account(checkpoint, choose_layout(layouts, checkpoint), shapes)
     accounts = {located.label: main}
-    if tower is not None and not main.absent:
-        raise WeightError(f"{located.label} holds its own vision tower; tower= is for checkpoints without one")
+    for part, name in (("vision.", "tower"), ("decoder.", "language")):
+        if {"tower": tower, "language": language}[name] is not None and part not in main.absent:
+            raise WeightError(f"{located.label} holds its own {PARTS[part]}; {name}= is for checkpoints without one")
     if main.absent:
         if main.problems:
             raise_problems(accounts)  # before anything is downloaded
-        source = tower or (located.preset and located.preset.tower_hub) or family.tower(hub)
+        sources = {
+            "vision.": tower or (located.preset and located.preset.tower_hub) or family.tower(hub),
+            "decoder.": language or family.language(hub),
+        }
         for prefix in main.absent:
-            label, found = _account_part(source, prefix, config, shapes, located.label)
-            accounts[label] = found
+            elsewhere = (*family.layouts(config), *family.part_layouts(config))
+            label, found = account_part(sources[prefix], prefix, elsewhere, shapes, located.label)
+            accounts[f"{label} ({PARTS[prefix]})"] = found
     raise_problems(accounts)
-    kept = main_dtype(main) if dtype in (None, "auto") else _dtype(dtype)
+    kept = main_dtype(main) if dtype in (None, "auto") else named_dtype(dtype)
     state: dict[str, Tensor] = {}
     for each in accounts.values():
         state |= read_tensors(each, dtype=kept, device=device)
-    _assign(vlm, state)
+    assign(vlm, state)
     return Model(
         vlm=vlm.eval(),
         config=config,
         name=located.label,
         layout=main.layout.name,
-        generation=read_json(located.folder / "generation_config.json") or {},
+        generation=read_json(located.folder / "generation_config.json")
+        or (dict(located.preset.generation) if located.preset else {}),
         tokenizer_folder=tokenizer or located.folder,
     )
 
@@ -151,7 +160,9 @@ def load_part(vlm: VLM, part: Part, source: str | Path) -> None:
     prefix = part if part == "newline" else f"{part}."
     if not any(name.startswith(prefix) for name in shapes):
         raise WeightError(f"this model has no part {part!r}")
-    label, found = _account_part(source, prefix, vlm.config, shapes, str(source))
+    family = family_of(vlm.config)
+    elsewhere = (*family.layouts(vlm.config), *family.part_layouts(vlm.config))
+    label, found = account_part(source, prefix, elsewhere, shapes, str(source))
     raise_problems({label: found})
     own = vlm.state_dict()
     with torch.no_grad():
@@ -179,22 +190,41 @@ def read_tensors(found: Account, *, dtype: torch.dtype | None, device: str | tor
                 for name in names:
                     match, _ = found.placed[name]
                     tensor = stream.get_tensor(match.source)
-                    if isinstance(match.rule, Reshape):
-                        tensor = tensor.reshape(match.rule.target_shape)
-                    state[name] = tensor.to(device=device, dtype=dtype or tensor.dtype)
+                    state[name] = _ours(tensor, match).to(device=device, dtype=dtype or tensor.dtype)
         except (SafetensorError, OSError) as error:
             raise WeightError(f"{file}: cannot be read ({error})") from None
+    for name, value in found.filled.items():
+        kept = dtype or main_dtype(found)
+        state[name] = torch.full(found.shapes[name], value, dtype=kept, device=device)
     return state
 
 
-def _account_part(
-    source: str | Path | None, prefix: str, config: VLMConfig, shapes: Mapping[str, tuple[int, ...]], wanted_by: str
+def _ours(tensor: Tensor, match: Match) -> Tensor:
+    """The tensor of ours that a checkpoint's tensor is or holds."""
+    match match.rule:
+        case Reshape():
+            return tensor.reshape(match.rule.target_shape)
+        case Split():
+            rule, piece = match.rule, match.piece
+            grouped = tensor.unflatten(0, (rule.groups, sum(rule.rows)))
+            return grouped.narrow(1, sum(rule.rows[:piece]), rule.rows[piece]).flatten(0, 1)
+        case _:
+            return tensor
+
+
+def account_part(
+    source: str | Path | None,
+    prefix: str,
+    layouts: Iterable[Layout],
+    shapes: Mapping[str, tuple[int, ...]],
+    wanted_by: str,
 ) -> tuple[str, Account]:
-    """Label and account of a part that another file, folder or repository holds."""
+    """Label and account of a part that another file, folder or repository holds, in one of `layouts` or our own."""
     if source is None:
+        option = "language" if prefix == "decoder." else "tower"
         raise WeightError(
-            f"{wanted_by} holds no vision tower, and its config names none that is known. Name a folder or repository "
-            "that has it (tower=)"
+            f"{wanted_by} holds no {PARTS[prefix]}, and its config names none that is known. Name a folder or "
+            f"repository that has it ({option}=)"
         )
     located = locate(str(source))
     try:
@@ -202,18 +232,19 @@ def _account_part(
     except WeightError as error:
         purpose = "" if located.label == wanted_by else f"{wanted_by} needs {prefix.rstrip('.')!r} from another place: "
         raise WeightError(f"{purpose}{error}") from None
-    family = family_of(config)
-    layouts = (identity(shapes), *family.layouts(config), *family.part_layouts(config))
-    return located.label, account(checkpoint, choose_layout(layouts, checkpoint, part=prefix), shapes, part=prefix)
+    layout = choose_layout((identity(shapes), *layouts), checkpoint, part=prefix)
+    return located.label, account(checkpoint, layout, shapes, part=prefix)
 
 
-def _assign(vlm: VLM, state: dict[str, Tensor]) -> None:
-    vlm.load_state_dict(state, strict=True, assign=True)
-    left = [name for name, tensor in (*vlm.named_parameters(), *vlm.named_buffers()) if tensor.is_meta]
+def assign(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give a module on the meta device its tensors, all of them."""
+    module.load_state_dict(state, strict=True, assign=True)
+    left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     assert not left, f"never given storage: {left}"
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+def named_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """The dtype of that name. Raises ConfigError."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from opsin.spec.rules import Drop, Layout, Rename, Reshape
+from opsin.spec.rules import Drop, Fill, Layout, Rename, Reshape, Split, targets_of
 
 NUMBER = re.compile(r"(?<=\.)(?:0|[1-9]\d*)(?=\.|$)")
 """A layer number: one dotted component of digits, as Python prints integers."""
@@ -14,15 +14,23 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Match:
-    """One tensor under both names."""
+    """One tensor of ours and the tensor of the checkpoint that it is, or is part of."""
 
     source: str
     target: str
-    rule: Rename | Reshape
+    rule: Rename | Reshape | Split
+    piece: int = 0
+    """Of a split tensor: which of its targets this is."""
 
     def source_shape(self, target_shape: Shape) -> Shape:
         """Shape in the checkpoint of a tensor that has `target_shape` in the model."""
-        return self.rule.source_shape if isinstance(self.rule, Reshape) else target_shape
+        match self.rule:
+            case Reshape():
+                return self.rule.source_shape
+            case Split():
+                return (self.rule.groups * sum(self.rule.rows), *target_shape[1:])
+            case _:
+                return target_shape
 
 
 class Renamer:
@@ -30,24 +38,31 @@ class Renamer:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        kept = [rule for rule in layout.rules if not isinstance(rule, Drop)]
-        self._by_source: dict[str, Rename | Reshape] = {rule.source: rule for rule in kept}
-        self._by_target: dict[str, Rename | Reshape] = {rule.target: rule for rule in kept}
+        kept = [rule for rule in layout.rules if not isinstance(rule, Drop | Fill)]
+        self._by_source = {rule.source: rule for rule in kept}
+        self._by_target = {target: (rule, piece) for rule in kept for piece, target in enumerate(targets_of(rule))}
+        self._filled = {rule.target: rule for rule in layout.rules if isinstance(rule, Fill)}
         self._dropped = {rule.source for rule in layout.rules if isinstance(rule, Drop)}
 
-    def from_source(self, name: str) -> Match | None:
-        """The match of a checkpoint's tensor, or None where no rule knows it."""
+    def from_source(self, name: str) -> tuple[Match, ...]:
+        """The matches of a checkpoint's tensor, several where it is split; none where no rule knows it."""
         for template, numbers in _templates(name):
             if rule := self._by_source.get(template):
-                return Match(name, rule.target.format(*numbers), rule)
-        return None
+                targets = enumerate(targets_of(rule))
+                return tuple(Match(name, target.format(*numbers), rule, piece) for piece, target in targets)
+        return ()
 
     def from_target(self, name: str) -> Match | None:
         """The match of a model's tensor, or None where the layout has no name for it."""
         for template, numbers in _templates(name):
-            if rule := self._by_target.get(template):
-                return Match(rule.source.format(*numbers), name, rule)
+            if found := self._by_target.get(template):
+                rule, piece = found
+                return Match(rule.source.format(*numbers), name, rule, piece)
         return None
+
+    def fills(self, name: str) -> Fill | None:
+        """The rule that gives a model's tensor its only value, where this layout does not store it."""
+        return next((self._filled[template] for template, _ in _templates(name) if template in self._filled), None)
 
     def drops(self, name: str) -> bool:
         """Whether a checkpoint's tensor is known and of no use."""
@@ -55,8 +70,7 @@ class Renamer:
 
     def num_known(self, names: Iterable[str], part: str = "") -> int:
         """How many of a checkpoint's names this layout keeps, among those that are ours under the prefix `part`."""
-        matches = (self.from_source(name) for name in names)
-        return sum(match is not None and match.target.startswith(part) for match in matches)
+        return sum(match.target.startswith(part) for name in names for match in self.from_source(name)[:1])
 
 
 def identity(names: Iterable[str]) -> Layout:

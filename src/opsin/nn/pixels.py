@@ -1,0 +1,56 @@
+"""Pixels resized and normalised by torch, several times faster than by Pillow and numpy (`media.prepare.Kernels`).
+
+For the frames of a video `Pixels("torch")` gives the reference numbers: the authors' code resizes frames with torch.
+For pictures, which it resizes with Pillow, `Pixels("pillow")` comes close: see `FAST_ERROR`.
+"""
+
+from importlib.metadata import version
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+FAST_ERROR = "at most 2 of 255 levels away from Pillow, fewer than 1 value in 100 at all"
+"""Measured for `Pixels("pillow")` in tests/nn/test_pixels.py over sizes, photographs and noise. Torch keeps the weights
+of the filter in 16 bits, Pillow in 22."""
+
+
+class Pixels:
+    """Bicubic resizing with antialiasing and normalising, on a CPU."""
+
+    def __init__(self, order: Literal["torch", "pillow"]) -> None:
+        """order: of the two passes, between which both round to 8 bits. `torch`: always along lines first. `pillow`: as
+        the installed Pillow does it, without which clipped pixels differ by up to 24 levels."""
+        self._may_begin_with_columns = order == "pillow" and int(version("pillow").split(".")[0]) >= 13
+
+    def resize(self, levels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """(H, W, C) to (height, width, C), of 3 or 4 channels. size: (width, height)."""
+        (height, width), (new_width, new_height) = levels.shape[:2], size
+        fewer_lines, fewer_columns = height - new_height, width - new_width
+        if self._may_begin_with_columns and fewer_lines > max(0, 2 * fewer_columns):
+            levels = _resize(levels, (width, new_height))
+        return _resize(levels, size)
+
+    def normalise(
+        self, levels: NDArray[np.uint8], mean: NDArray[np.float32], std: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """(levels / 255 - mean) / std as one product and one sum: the last bit may differ from the exact order.
+
+        levels: (..., D), mean and std: (D,).
+        """
+        shift, factor = torch.from_numpy(-mean / std), torch.from_numpy(1 / (255 * std))
+        return torch.addcmul(shift, torch.from_numpy(levels).float(), factor).numpy()
+
+
+def _resize(levels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    width, height = size
+    if levels.shape[:2] == (height, width):
+        return levels
+    # Channels innermost in memory: torch's kernel for that order is more than twice as fast as for planes, and is found
+    # by the strides, those of the batch axis included.
+    writable = levels if levels.flags.writeable else levels.copy()  # torch warns of memory that is not
+    pixels = torch.from_numpy(writable)[None].permute(0, 3, 1, 2)
+    resized = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+    return resized.permute(0, 2, 3, 1)[0].contiguous().numpy()

@@ -1,0 +1,167 @@
+"""Loading and writing models that compare pictures with texts (BLIP-2's stage 1 and retrieval)."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from opsin.errors import OpsinError, TokenizerError, UnknownNameError, WeightError
+from opsin.families import FAMILIES, HubConfig, Retrieval, retrieval_for_hub, retriever_preset
+from opsin.nn.retriever import Retriever
+from opsin.spec.qformer import RetrieverConfig
+from opsin.text.tokenizer import Tokenizer, load_tokenizer
+from opsin.weights.account import account, choose_layout, raise_problems
+from opsin.weights.config import read_json
+from opsin.weights.exporter import (
+    ExportReport,
+    changed_settings,
+    pick_layout,
+    to_layout,
+    verify_tensors,
+    write_published,
+)
+from opsin.weights.files import read_headers
+from opsin.weights.hub import Located, locate
+from opsin.weights.init import initialise
+from opsin.weights.loader import PARTS, account_part, assign, main_dtype, named_dtype, read_tensors
+
+
+@dataclass
+class RetrievalModel:
+    """A loaded model and what belongs to it."""
+
+    retriever: Retriever
+    config: RetrieverConfig
+    name: str
+    """What it was loaded as: a path, or repository@commit."""
+    layout: str = "original"
+    """How its tensors are named where it came from."""
+    tokenizer_folder: Path | None = None
+    """Where the tokenizer's files are."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read on first use. Raises TokenizerError where there is none or it does not fit."""
+        if self.tokenizer_folder is None:
+            raise TokenizerError(f"{self.name} was made without a tokenizer; name a folder that has one")
+        tokenizer = load_tokenizer(self.tokenizer_folder)
+        if tokenizer.vocab_size > self.config.vocab_size:
+            raise TokenizerError(
+                f"the tokenizer in {self.tokenizer_folder} has {tokenizer.vocab_size} ids, {self.name} has only "
+                f"{self.config.vocab_size} rows of words: they belong to different models"
+            )
+        return tokenizer
+
+
+def build_retriever(
+    config: RetrieverConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Retriever:
+    """A model with random weights; see `weights.init`."""
+    retriever = _on_meta(config).to(dtype).to_empty(device=device)
+    initialise(retriever, seed=seed)
+    return retriever
+
+
+def load_retriever(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device = "cpu",
+    tower: str | Path | None = None,
+    tokenizer: Path | None = None,
+) -> RetrievalModel:
+    """Load a model in eval mode.
+
+    name: a folder, the id of a published model or a hub repository. dtype: what to convert to; None or "auto" keeps the
+    checkpoint's. tower: folder, file or repository of the vision tower, for checkpoints of LAVIS, which lack it.
+    tokenizer: folder of the tokenizer, where it is not beside the weights.
+    """
+    located = _locate(str(name), revision)
+    config, hub, family = read_folder(located)
+    retriever = _on_meta(config)
+    shapes = {key: tuple(value.shape) for key, value in retriever.state_dict().items()}
+    checkpoint = read_headers(located.folder, located.label)
+    main = account(checkpoint, choose_layout(family.layouts(config), checkpoint), shapes)
+    accounts = {located.label: main}
+    if tower is not None and not main.absent:
+        raise WeightError(f"{located.label} holds its own vision tower; tower= is for checkpoints without one")
+    if main.absent and not main.problems:
+        source = tower or family.tower(hub)
+        layouts = (*family.layouts(config), *family.tower_layouts(config.vision))
+        for prefix in main.absent:
+            label, found = account_part(source, prefix, layouts, shapes, located.label)
+            accounts[f"{label} ({PARTS[prefix]})"] = found
+    raise_problems(accounts)
+    kept = main_dtype(main) if dtype in (None, "auto") else named_dtype(dtype)
+    state: dict[str, torch.Tensor] = {}
+    for each in accounts.values():
+        state |= read_tensors(each, dtype=kept, device=device)
+    assign(retriever, state)
+    return RetrievalModel(
+        retriever=retriever.eval(),
+        config=config,
+        name=located.label,
+        layout=main.layout.name,
+        tokenizer_folder=tokenizer or located.folder,
+    )
+
+
+def export_retriever(
+    folder: str | Path,
+    retriever: Retriever,
+    *,
+    layout: str = "original",
+    tokenizer: Tokenizer | None = None,
+) -> ExportReport:
+    """Write a model under published names and check it. layout: `original` for LAVIS, `hf` for transformers.
+
+    Raises ConfigError when the layout cannot hold the model, and WeightError when the folder is not empty or what was
+    written does not read back equal.
+    """
+    config = retriever.config
+    family = next(each.retrieval for each in FAMILIES if each.retrieval is not None)
+    files = family.write(config, layout)
+    rules = pick_layout(family.layouts(config), layout)
+    state = {name: tensor.detach() for name, tensor in retriever.state_dict().items()}
+
+    def verify(staging: Path) -> tuple[str, ...]:
+        read, *_ = read_folder(Located(staging, str(staging)))
+        verify_tensors(staging, family.layouts(read), state)
+        return changed_settings(config, read)
+
+    return write_published(Path(folder), rules, to_layout(state, rules), files, tokenizer=tokenizer, verify=verify)
+
+
+def read_folder(located: Located) -> tuple[RetrieverConfig, HubConfig, Retrieval]:
+    """The config of a folder in a published layout, its config.json, and what reads it."""
+    hub = read_json(located.folder / "config.json")
+    if hub is None:
+        raise WeightError(f"{located.label} has no config.json: it is not a model's folder")
+    preprocessor = read_json(located.folder / "preprocessor_config.json")
+    if preprocessor is None:
+        preprocessor = (read_json(located.folder / "processor_config.json") or {}).get("image_processor")
+    try:
+        family = retrieval_for_hub(hub)
+        return family.read(hub, preprocessor), hub, family
+    except OpsinError as error:
+        raise type(error)(f"{located.label}: {error}") from None
+
+
+def _locate(name: str, revision: str | None) -> Located:
+    """A folder or repository; the id of a published model leads to its repository."""
+    if not Path(name).expanduser().exists() and "/" not in name:
+        known = retriever_preset(name)  # names the nearest ids where there is none
+        if not known.hub:
+            raise WeightError(f"{name!r} cannot be downloaded. {known.access}")
+        name = known.hub[0]
+    try:
+        return locate(name, revision=revision)
+    except UnknownNameError as error:
+        raise WeightError(str(error)) from None
+
+
+def _on_meta(config: RetrieverConfig) -> Retriever:
+    with torch.device("meta"):
+        return Retriever(config)
