@@ -6,7 +6,7 @@ Figures 2 and 3 of the paper, each box with the code that it is here:
           ^                                           matching        contrastive      text generation
   +------------------+                                    ^               ^                  ^
   | LLM: OPT         |  nn/decoder.py:Decoder             |               |                  |
-  |  or  FlanT5      |  nn/seq2seq.py:Seq2Seq         train/stage1.py:stage1_losses  (masks: nn/qformer.py:text_mask)
+  |  or  FlanT5      |  nn/seq2seq.py:Seq2Seq                      (masks: nn/qformer.py:text_mask)
   +------------------+                                    |               |                  |
     ^ 32 rows    ^ text                              nn/retriever.py:Retriever  (heads, words, temperature)
   +------------------+                                    ^                                  ^
