@@ -100,7 +100,7 @@ def row(
         check_plan(planned, DEFAULT_LIMITS, picture)
     except ValueError as error:
         raise type(error)(f"{error} (model {name})") from None
-    canvas = planned.canvases[-1]
+    canvas = max(planned.canvases, key=lambda each: each.size[0] * each.size[1])  # not the thumbnail
     return Row(
         model=name,
         picture=picture,
