@@ -24,7 +24,8 @@ TINY = [family.tiny.id for family in families.FAMILIES]
 def test_every_known_layout_is_recognised_by_its_names(id: str, tmp_path: Path) -> None:
     """Whatever program wrote the names, the same tensors come back."""
     model = tiny(id)
-    folder = published(tmp_path / "model", id, "original")
+    names = {layout.name for layout in model.family.layouts(model.config)}
+    folder = published(tmp_path / "model", id, "original" if "original" in names else "hf")
     for layout in model.family.layouts(model.config):
         save_file(to_layout(model.vlm.state_dict(), layout), folder / "model.safetensors")
         loaded = weights.load(folder)
@@ -279,7 +280,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     config = model.config.replace(decoder=model.config.decoder.replace(vocab_size=100), image_token_id=99)
     weights.save_native(tmp_path / "model", weights.build(config), config)
     toys.tokenizer_folder(tmp_path / "model")
-    with pytest.raises(TokenizerError, match=r"has 265 ids, the embedding of .* only 100 rows"):
+    with pytest.raises(TokenizerError, match=r"has \d+ ids, the embedding of .* only 100 rows"):
         weights.load(tmp_path / "model").tokenizer  # noqa: B018
 
 

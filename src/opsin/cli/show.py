@@ -61,13 +61,14 @@ def _notes(config: VLMConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
     vision, decoder = config.vision, config.decoder
     unused = vision.num_layers - vision.num_used_layers
     groups = "" if decoder.num_kv_heads == decoder.num_heads else f", {decoder.num_kv_heads} for keys and values"
+    places = f"rope theta {decoder.rope.theta:,.0f}" if decoder.rope else "learned positions"
     return {
         "vision": f"ViT: {vision.image_size} px tiles, {vision.patch_size} px patches, {vision.num_heads} heads "
         "(nn/vision.py)",
         "vision.layers": f"the last {unused} not run" if unused else "",
         "connector": f"{config.connector.kind} (nn/connectors.py)",
         "newline": "ends each line of tiles (nn/layout.py)",
-        "decoder": f"{decoder.num_heads} heads{groups}, rope theta {decoder.rope.theta:,.0f} (nn/decoder.py)",
+        "decoder": f"{decoder.num_heads} heads{groups}, {places} (nn/decoder.py)",
     }
 
 

@@ -68,6 +68,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.decoder = Decoder(decoder_config(vocab_size))
         nn.init.normal_(self.decoder.embed.weight, std=0.5)
+        assert self.decoder.head is not None
         nn.init.normal_(self.decoder.head.weight, std=0.02)
         for name, tensor in self.decoder.layers.named_parameters():
             if tensor.ndim == 2:
@@ -151,7 +152,7 @@ def loss(module: nn.Module, texts: list[Text]) -> Tensor:
     """Mean cross-entropy of the taught tokens."""
     assert isinstance(module, LanguageModel)
     places, wanted = targets(texts)
-    return F.cross_entropy(module.decoder.head(module.hidden(texts)[places]).float(), wanted)
+    return F.cross_entropy(module.decoder.logits(module.hidden(texts)[places]).float(), wanted)
 
 
 @torch.no_grad()
@@ -163,7 +164,7 @@ def measure(module: nn.Module, tokenizer: Tokenizer, *, count: int = 300) -> dic
         sample: Sample = text_sample(1, index, "heldout", num_questions=8)
         typed = typed_picture(patch_labels(sample.scene), random.Random(index))
         texts = [encode(CHAT, conversation([(q.text, q.answer)]), typed, tokenizer) for q in sample.questions]
-        logits = module.decoder.head(module.hidden(texts)).argmax(-1).tolist()
+        logits = module.decoder.logits(module.hidden(texts)).argmax(-1).tolist()
         start = 0
         for question, item in zip(sample.questions, texts, strict=True):
             # Under the right beginning of an answer, greedy choice gives the answer iff it gives each of its tokens.

@@ -67,6 +67,7 @@ class TowerWithHeads(nn.Module):
         grids = torch.tensor([[1, GRID, GRID]]).expand(len(patches) // GRID**2, 3)
         states = self.vision(patches, grids).view(len(grids), GRID**2 + 1, 2, TOWER.dim)
         features = states[:, 1:, 0].flatten(0, 1)
+        assert self.vision.norm_post is not None
         whole = self.vision.norm_post(states[:, 0, 1])
         return {name: head(features) for name, head in self.heads.items()}, self.summary(whole)
 

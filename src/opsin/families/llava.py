@@ -9,7 +9,7 @@ Figure 1 of the paper, each box with the code that it is here:
   +-----------------------------------------------+
        ^   ^   ^   H_v              ^   ^   ^  H_q        nn/vlm.py:VLM.embed  (rows in their slots, token embeddings)
   +-----------------+               |   |   |
-  |  projection W   |               |   |   |             nn/connectors.py:Connector  (one linear layer)
+  |  projection W   |               |   |   |             nn/connectors.py:MLPRows  (one linear layer)
   +-----------------+               |   |   |
        ^   ^   ^   Z_v              |   |   |             features: 16 x 16 = 256 of 1024 channels
   +-----------------+               |   |   |

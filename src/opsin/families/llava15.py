@@ -9,7 +9,7 @@ Figure 1 (right) of the paper, each box with the code that it is here. What chan
   +-----------------------------------------------+
        ^   ^   ^                    ^   ^   ^             nn/vlm.py:VLM.embed  (rows in their slots, token embeddings)
   +-----------------+      +--------------------+
-  | vision-language |      |  tokenizer and     |         nn/connectors.py:Connector  (spec/connector.py:MLPConnector)
+  | vision-language |      |  tokenizer and     |         nn/connectors.py:MLPRows  (spec/connector.py:MLPConnector)
   | connector [MLP] |      |  embedding         |         text/tokenizer.py:Tokenizer
   +-----------------+      +--------------------+
        ^   ^   ^                    ^                     features: [24 x 24 = 576] of 1024 channels

@@ -12,7 +12,7 @@ The blog's figure of dynamic high resolution, each box with the code that it is 
          |               black bars cut away,            |            (which row fills which slot)
          |               a newline row after each        |            nn/layout.py:row_table
   +---------------------------------------+              |
-  |     two-layer MLP on every tile       |              |            nn/connectors.py:Connector
+  |     two-layer MLP on every tile       |              |            nn/connectors.py:MLPRows
   +---------------------------------------+              |
   +---------------------------------------+              |
   |  CLIP ViT-L/14-336, fine-tuned, 24x24 |              |            nn/vision.py:VisionTower
