@@ -39,8 +39,6 @@ NEIGHBOURS: dict[str, Cell] = {
 }
 
 
-ROUNDS = 6
-"""How often each task is tried on a scene, for questions about other targets, where many are wanted."""
 ANSWER_SCAN = 500
 """Held-out scenes that are looked through to learn which answers a task has."""
 
@@ -152,7 +150,7 @@ def ask(scene: Scene, rng: random.Random, split: Split, *, num_questions: int) -
     """Questions about a scene: one of every task it allows, then second ones of other targets, then shuffled."""
     questions: list[Question] = []
     seen: set[str] = set()
-    for _ in range(ROUNDS):
+    for _ in range(3):
         round_ = []
         for task, (maker, phrasings) in TASKS.items():
             for target, answer in maker(scene, rng, split):
