@@ -192,7 +192,7 @@ TINY = Preset(
     id="blip2-tiny",
     config=VLMConfig(
         vision=EVA_VIT_G.replace(image_size=42, dim=32, num_layers=2, num_heads=4, mlp_dim=64),
-        connector=QFormerConfig(num_queries=6, dim=32, num_layers=3, num_heads=4, mlp_dim=64, dropout=0.0),
+        connector=CONVERTED.replace(num_queries=6, dim=32, num_layers=3, num_heads=4, mlp_dim=64, dropout=0.0),
         decoder=OPT_2_7B.replace(vocab_size=384, dim=48, num_layers=2, num_heads=4, num_kv_heads=4, mlp_dim=96),
         resolution=Squash(tile_size=42),
         chat=BLIP2_OPT,
