@@ -1,6 +1,7 @@
 """Stage 1 of BLIP-2 against recorded losses, gradients and scores, on as many processes as were recorded."""
 
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,11 @@ def one_process(folder: Path, rank: int, world: int, negatives: dict[str, Array]
     chosen = Negatives(*(torch.from_numpy(negatives[name]) for name in ("neg_image_idx", "neg_text_idx")))
     result = stage1_losses(retriever, pairs, caption_id=retriever.config.vocab_size - 1, negatives=chosen)
     result.total.backward()
-    return {**named_results(result), **named_gradients(retriever)}
+    found = {**named_results(result), **named_gradients(retriever)}
+    with torch.no_grad():
+        found["image_proj"] = retriever.vision_proj(found["query_hidden"])
+        found["text_proj"] = retriever.text_proj(found["text_hidden"][:, 0])
+    return found
 
 
 def named_results(result: Stage1) -> dict[str, torch.Tensor]:
@@ -138,7 +143,9 @@ def several_processes(case: Case, world: int) -> list[dict[str, torch.Tensor]]:
 
 def _process(rank: int, case: str, world: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
     try:
         recorded = load_file(Path(case) / "outputs.safetensors")
         negatives = {name: recorded[f"rank{rank}.{name}"].numpy() for name in ("neg_image_idx", "neg_text_idx")}

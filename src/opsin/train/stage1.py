@@ -94,7 +94,6 @@ def stage1_losses(
     sim_i2t, sim_t2i = similarities(model, images, texts)
     same = same_picture(pairs)
     contrastive = contrastive_loss(sim_i2t, sim_t2i, same, soft=pairs.image_ids is not None)
-    steps |= {"image_proj": images, "text_proj": texts}
 
     weights_i2t, weights_t2i = (_negative_weights(sims.detach(), same) for sims in (sim_i2t, sim_t2i))
     steps |= {"neg_weights_i2t": weights_i2t, "neg_weights_t2i": weights_t2i}
