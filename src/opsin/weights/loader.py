@@ -69,7 +69,7 @@ class Model:
     def has_tokenizer(self) -> bool:
         """Whether `tokenizer` would find one."""
         folder = self.tokenizer_folder
-        names = ("tokenizer.model", "tokenizer.json", "vocab.json")
+        names = ("tokenizer.model", "tokenizer.json", "vocab.json", "vocab.txt")
         return "tokenizer" in self.__dict__ or (folder is not None and any((folder / name).is_file() for name in names))
 
     @cached_property
