@@ -1,0 +1,443 @@
+"""BLIP-2's files: what they mean, leave out, refuse; checkpoints in parts; FlanT5 by the contract."""
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+import toys
+from families.published_blip2 import CONFIGS, FLAN_T5, HF, LAVIS_VIT_L, OPT
+from opsin import families, weights
+from opsin.collate import pack, pad
+from opsin.encode import Encoded, Encoder
+from opsin.errors import ConfigError, UnknownNameError, WeightError
+from opsin.families.blip2 import BLIP2, RETRIEVERS, TINY, TINY_RETRIEVER, TINY_T5
+from opsin.generate import Sampling, generate
+from opsin.nn.batch import Batch
+from opsin.nn.cache import KVCache
+from opsin.nn.retriever import Retriever
+from opsin.nn.vlm import VLM
+from opsin.spec.model import VLMConfig
+from opsin.spec.resolution import Squash
+from opsin.spec.seq2seq import Seq2SeqConfig
+from opsin.text.messages import Conversation, ask, assistant, user
+from opsin.text.tokenizer import Tokenizer
+from opsin.train.trainable import choose, idle_tensors, set_trainable
+
+TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+def read(hub: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> VLMConfig:
+    return BLIP2.from_hub(hub, preprocessor)
+
+
+# ---- config files ----------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_value_means_the_default_of_its_class() -> None:
+    whole = HF["vision_config"] | {"hidden_size": 1408, "num_hidden_layers": 39, "layer_norm_eps": 1e-6}
+    stack = {"num_attention_heads": 12, "cross_attention_frequency": 2, "layer_norm_eps": 1e-12}
+    hub = CONFIGS["blip2-opt-2.7b"]
+    assert read(hub) == read(hub | {"vision_config": whole, "qformer_config": stack})
+    assert read({"model_type": "blip-2"}).decoder.dim == 768  # OPT's own default is the smallest
+
+
+def test_the_size_of_pictures_is_that_of_the_preprocessor() -> None:
+    hub = CONFIGS["blip2-opt-2.7b"]
+    assert read(hub, {"size": {"height": 364, "width": 364}}).resolution == Squash(tile_size=364)
+    assert read(hub, {"size": 364}).resolution == Squash(tile_size=364)
+    with pytest.raises(ConfigError, match=r"size .* must be a square"):
+        read(hub, {"size": {"height": 364, "width": 224}})
+    with pytest.raises(ConfigError, match="do_center_crop is not served"):
+        read(hub, {"do_center_crop": True})
+
+
+def test_dense_act_fn_is_read_before_feed_forward_proj() -> None:
+    """BLIP-2 runs FlanT5 with the exact GELU; a file that does not say so means T5's own."""
+    assert read(CONFIGS["blip2-flan-t5-xl"]).decoder.activation == "gelu"  # type: ignore[union-attr]
+    silent = {key: value for key, value in FLAN_T5.items() if key != "dense_act_fn"}
+    assert read(HF | {"text_config": silent}).decoder.activation == "gelu_tanh"  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="feed_forward_proj 'relu' is not served"):
+        read(HF | {"text_config": {"model_type": "t5"}})
+    with pytest.raises(ConfigError, match="dense_act_fn 'swish' is not served"):
+        read(HF | {"text_config": FLAN_T5 | {"dense_act_fn": "swish"}})
+
+
+def test_old_files_without_an_image_token_are_read() -> None:
+    assert read(HF | {"text_config": OPT}).image_token_id is None
+    assert read(HF | {"text_config": OPT, "image_token_id": 50265}).image_token_id == 50265
+
+
+def test_the_norm_of_the_features_has_the_eps_of_its_files() -> None:
+    """LAVIS' is torch's default, transformers takes the tower's."""
+    assert read(CONFIGS["blip2-opt-2.7b"]).connector.feature_norm_eps == 1e-6  # type: ignore[union-attr]
+    assert read(LAVIS_VIT_L).connector.feature_norm_eps == 1e-5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_config": {"model_type": "llama"}}, "language model of type 'llama' is not served"),
+        ({"text_config": OPT | {"do_layer_norm_before": False}}, "do_layer_norm_before False changes"),
+        ({"text_config": OPT | {"word_embed_proj_dim": 512}}, "only OPT-350m has that"),
+        ({"vision_config": {"qkv_bias": False}}, "qkv_bias False changes"),
+        ({"qformer_config": {"position_embedding_type": "relative_key"}}, "position_embedding_type"),
+        ({"qformer_config": {"attention_probs_dropout_prob": 0.2}}, "one number is served"),
+        ({"vision_temperature": 2}, "'vision_temperature'.* is not known"),
+    ],
+)
+def test_what_would_change_the_numbers_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(CONFIGS["blip2-opt-2.7b"] | change)
+
+
+def test_an_unknown_language_model_of_lavis_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"'google/flan-t5-base' is not known.*flan-t5-xl"):
+        read(LAVIS_VIT_L | {"t5_model": "google/flan-t5-base"})
+    with pytest.raises(ConfigError, match="vit_model 'swin' is not served"):
+        read(LAVIS_VIT_L | {"vit_model": "swin"})
+
+
+def test_a_model_of_retrieval_is_sent_to_match() -> None:
+    hub = {"model_type": "blip-2", "architectures": ["Blip2ForImageTextRetrieval"]}
+    with pytest.raises(ConfigError, match="opsin match"):
+        families.family_for_hub(hub).from_hub(hub)
+    with pytest.raises(UnknownNameError, match="did you mean 'blip2-itm-vit-g'"):
+        families.retriever_preset("blip2-itm-vitg")
+
+
+# ---- models that compare ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", RETRIEVERS, ids=lambda preset: preset.id)
+def test_models_of_stage_1_have_the_published_number_of_parameters(preset: families.RetrieverPreset) -> None:
+    with torch.device("meta"):
+        model = Retriever(preset.config)
+    assert sum(p.numel() for p in model.parameters()) == preset.parameters
+    assert bool(preset.hub) != bool(preset.access)
+    data = json.loads(json.dumps(preset.model_dump(mode="json")))
+    assert families.RetrieverPreset.parse(data, where="json") == preset
+
+
+def test_parts_have_the_sizes_that_the_papers_numbers_round() -> None:
+    with torch.device("meta"):
+        model = Retriever(families.retriever_preset("blip2-stage1-vit-g").config)
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    everything = sum(p.numel() for p in model.parameters())
+    assert count["vision"] + count["norm_features"] == 985_952_256
+    assert count["qformer"] == 161_825_280
+    assert count["words"] + count["positions"] == 23_834_880
+    assert everything - count["vision"] == 186_705_470  # the paper: 188M
+
+
+@pytest.mark.parametrize("layout", ["original", "hf"])
+def test_models_that_compare_survive_both_layouts(tmp_path: Path, layout: str) -> None:
+    config = TINY_RETRIEVER
+    if layout == "hf":
+        config = config.replace(heads="matching", qformer=config.qformer.replace(feature_norm_eps=1e-6))
+    retriever = weights.build_retriever(config, seed=1)
+    report = weights.export_retriever(tmp_path / "model", retriever, layout=layout)
+    assert report.changed == ()
+    loaded = weights.load_retriever(tmp_path / "model")
+    assert (loaded.config, loaded.layout) == (config, layout)
+    for name, tensor in retriever.state_dict().items():
+        assert torch.equal(loaded.retriever.state_dict()[name], tensor), name
+
+
+def test_transformers_cannot_keep_the_heads_of_stage_1(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="neither the head that writes captions nor the temperature"):
+        weights.export_retriever(tmp_path / "model", weights.build_retriever(TINY_RETRIEVER), layout="hf")
+
+
+def test_copies_of_tied_tensors_in_lavis_files_are_left_alone(tmp_path: Path) -> None:
+    retriever = weights.build_retriever(TINY_RETRIEVER, seed=1)
+    weights.export_retriever(tmp_path / "model", retriever)
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["Qformer.cls.predictions.decoder.weight"] = tensors[
+        "Qformer.bert.embeddings.word_embeddings.weight"
+    ].clone()
+    tensors["Qformer.cls.predictions.decoder.bias"] = tensors["Qformer.cls.predictions.bias"].clone()
+    tensors["Qformer.bert.embeddings.position_ids"] = torch.arange(40)[None]
+    save_file(tensors, file)
+    assert weights.load_retriever(tmp_path / "model").layout == "original"
+
+
+# ---- checkpoints in parts --------------------------------------------------------------------------------------------
+
+
+def without(folder: Path, *prefixes: str) -> dict[str, torch.Tensor]:
+    """Take tensors out of an exported model; returns them."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    taken = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefixes)}
+    assert taken
+    save_file(tensors, file)
+    return taken
+
+
+@pytest.fixture
+def lavis(tmp_path: Path) -> Path:
+    """A tiny model as LAVIS names it."""
+    vlm = weights.build(TINY.config, seed=1)
+    weights.save_native(tmp_path / "native", vlm, TINY.config)
+    weights.export(tmp_path / "lavis", weights.load(tmp_path / "native"), layout="original")
+    return tmp_path / "lavis"
+
+
+def test_tower_and_language_model_come_from_elsewhere(lavis: Path, tmp_path: Path) -> None:
+    """LAVIS writes what was trained; the tower stands in EVA's own file with a block more, OPT in transformers'."""
+    whole = weights.load(lavis).vlm.state_dict()
+    tower = {n.removeprefix("visual_encoder."): t for n, t in without(lavis, "visual_encoder.").items()}
+    last = {n.replace("blocks.0.", "blocks.2."): t for n, t in tower.items() if n.startswith("blocks.0.")}
+    extra = {"norm.weight": torch.ones(32), "head.bias": torch.ones(10)}
+    save_file({n: t.clone() for n, t in (tower | last | extra).items()}, tmp_path / "eva.safetensors")
+    language = {n.removeprefix("opt_model."): t for n, t in without(lavis, "opt_model.").items()}
+    language["lm_head.weight"] = language["model.decoder.embed_tokens.weight"].clone()
+    save_file(language, tmp_path / "opt.safetensors")
+    parts = {"tower": tmp_path / "eva.safetensors", "language": tmp_path / "opt.safetensors"}
+    loaded = weights.load(lavis, **parts).vlm.state_dict()
+    for name, tensor in whole.items():
+        assert torch.equal(loaded[name], tensor), name
+    with pytest.raises(WeightError, match=r"holds no vision tower.*tower="):
+        weights.load(lavis, language=parts["language"])
+    with pytest.raises(WeightError, match=r"holds no language model.*language="):
+        weights.load(lavis, tower=parts["tower"])
+
+
+def test_another_blip2_may_lend_its_tower(lavis: Path, tmp_path: Path) -> None:
+    weights.export(tmp_path / "hf", weights.load(lavis), layout="hf")
+    tower = weights.load(lavis).vlm.vision.state_dict()
+    retriever = weights.build_retriever(TINY_RETRIEVER, seed=2)
+    weights.export_retriever(tmp_path / "stage1", retriever)
+    without(tmp_path / "stage1", "visual_encoder.")
+    for lender in (lavis, tmp_path / "hf"):
+        found = weights.load_retriever(tmp_path / "stage1", tower=lender).retriever.vision.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in tower.items())
+
+
+def test_a_whole_model_takes_no_parts(lavis: Path) -> None:
+    with pytest.raises(WeightError, match="holds its own vision tower; tower= is for checkpoints without one"):
+        weights.load(lavis, tower=lavis)
+    with pytest.raises(WeightError, match="holds its own language model; language= is for"):
+        weights.load(lavis, language=lavis)
+
+
+def test_a_missing_query_is_missed_even_where_parts_may_lack(lavis: Path) -> None:
+    without(lavis, "query_tokens", "visual_encoder.")
+    with pytest.raises(WeightError, match=r"missing\s+connector.queries <- query_tokens"):
+        weights.load(lavis)
+
+
+def test_pickles_are_refused_with_a_command_that_looks_under_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LAVIS_VIT_L))
+    (tmp_path / "blip2_pretrained_flant5xl_vitL.pth").write_bytes(b"\x80")
+    with pytest.raises(WeightError, match=r"(?s)pickles only .*d.get\('model', d\)"):
+        weights.load(tmp_path)
+
+
+def test_a_key_bias_that_lavis_has_no_room_for_is_not_dropped_silently(tmp_path: Path) -> None:
+    vlm = weights.build(TINY.config, seed=1)
+    with torch.no_grad():
+        vlm.vision.layers[0].attn.k.bias.fill_(1.0)  # type: ignore[union-attr]
+    model = weights.Model(vlm, TINY.config, "changed")
+    with pytest.raises(WeightError, match=r"does not store 'vision.layers.0.attn.k.bias'"):
+        weights.export(tmp_path / "model", model, layout="original")
+    weights.export(tmp_path / "hf", model, layout="hf")
+
+
+# ---- FlanT5 by the contract of all families --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Bytes, with the control tokens of T5."""
+    return toys.byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def vlm() -> VLM:
+    return weights.build(TINY_T5, seed=1).eval()
+
+
+def conversations() -> list[Conversation]:
+    return [
+        Conversation(
+            (
+                user("What is this?", images=[0]),
+                assistant("a red ball"),
+                user("And this?", images=[1]),
+                assistant("two cubes, one left, one right"),
+            ),
+            (toys.picture((60, 35), 1), toys.picture((31, 77), 2)),
+        ),
+        Conversation((user("Colour?", images=[0]), assistant("blue")), (toys.picture((42, 42), 3),)),
+        Conversation((user("Say 'no'."), assistant("no"))),
+    ]
+
+
+def encoded(tokenizer: Tokenizer) -> list[Encoded]:
+    encoder = Encoder(TINY_T5, tokenizer)
+    return [encoder.encode(conversation, mode="train") for conversation in conversations()]
+
+
+def test_the_last_answer_is_the_decoders_and_all_else_the_encoders(tokenizer: Tokenizer) -> None:
+    sample = encoded(tokenizer)[0]
+    ids, controls = sample.ids.tolist(), tokenizer.controls
+    text = tokenizer.decode([i for place, i in enumerate(ids[: sample.encoder_length]) if place not in sample.slots])
+    assert text == "Question: What is this? Short answer: a red ball. Question: And this? Short answer:"
+    assert ids[sample.encoder_length - 1] == controls["</s>"]
+    assert ids[sample.encoder_length] == controls["<pad>"]
+    assert tokenizer.decode(ids[sample.encoder_length :]) == "two cubes, one left, one right"
+    assert ids[-1] == controls["</s>"]
+    assert sample.supervised.nonzero()[0].tolist() == list(range(sample.encoder_length + 1, len(ids)))
+    assert sample.slots[:6].tolist() == list(range(6))
+
+
+def test_prompt_ids_are_a_prefix_of_training_ids(tokenizer: Tokenizer) -> None:
+    encoder = Encoder(TINY_T5, tokenizer)
+    for conversation in conversations():
+        asked = Conversation(conversation.messages[:-1], conversation.images)
+        prompt, training = encoder.encode(asked), encoder.encode(conversation, mode="train")
+        assert training.ids[: prompt.num_tokens].tolist() == prompt.ids.tolist()
+        assert training.encoder_length == prompt.encoder_length == prompt.num_tokens - 1
+        assert training.supervised[prompt.num_tokens]
+
+
+@torch.no_grad()
+def test_batched_packed_and_single_are_one(vlm: VLM, tokenizer: Tokenizer) -> None:
+    samples = encoded(tokenizer)
+    padded, packed_ = vlm.hidden(pad(samples)), vlm.hidden(pack(samples))[0]
+    start = 0
+    for row, sample in enumerate(samples):
+        alone = vlm.hidden(pad([sample]))[0]
+        torch.testing.assert_close(padded[row, : sample.num_tokens], alone, **TOLERANCE)
+        torch.testing.assert_close(packed_[start : start + sample.num_tokens], alone, **TOLERANCE)
+        start += sample.num_tokens
+
+
+@torch.no_grad()
+def test_cached_equals_uncached_at_every_step(vlm: VLM, tokenizer: Tokenizer) -> None:
+    """Answers of different lengths behind prompts of different lengths, two tokens of each with the prompt."""
+    samples, steps = encoded(tokenizer), 3
+    full = [vlm.hidden(pad([sample]))[0] for sample in samples]
+    starts = [sample.num_tokens - steps for sample in samples]
+    cache = KVCache(TINY_T5.decoder, batch_size=len(samples), capacity=2, dtype=torch.float32)
+    prompts = pad(samples)
+    documents = tuple((row, 0, stop) for row, stop in enumerate(starts))
+    width = max(starts)
+    batch = Batch(
+        prompts.ids[:, :width],
+        prompts.positions[:, :width],
+        documents,
+        encoder_lengths=prompts.encoder_lengths,
+        patches=prompts.patches,
+        grids=prompts.grids,
+        slots=torch.cat([torch.from_numpy(s.slots) + row * width for row, s in enumerate(samples)]),
+        slot_rows=prompts.slot_rows,
+    )
+    vlm.hidden(batch, cache)
+    for step in range(steps):
+        places = [start + step for start in starts]
+        ids = torch.tensor([[int(s.ids[place])] for s, place in zip(samples, places, strict=True)])
+        one = Batch(ids, torch.zeros(len(ids), 1, 1, dtype=torch.int64), tuple((row, 0, 1) for row in range(len(ids))))
+        hidden = vlm.hidden(one, cache)
+        for row, place in enumerate(places):
+            torch.testing.assert_close(hidden[row, 0], full[row][place], **TOLERANCE)
+
+
+def test_nothing_crosses_packed_documents(vlm: VLM, tokenizer: Tokenizer) -> None:
+    batch = pack(encoded(tokenizer))
+    embedded = vlm.embed(batch).detach().requires_grad_()
+    _, start, stop = batch.documents[1]
+    vlm.decoder(embedded, batch=batch)[0, start:stop].square().sum().backward()
+    assert embedded.grad is not None
+    assert (embedded.grad[0, :start] == 0).all()
+    assert (embedded.grad[0, stop:] == 0).all()
+    assert (embedded.grad[0, start:stop] != 0).any()
+
+
+def test_both_layouts_and_our_own_give_every_tensor_back(vlm: VLM, tmp_path: Path) -> None:
+    weights.save_native(tmp_path / "native", vlm, TINY_T5)
+    model = weights.load(tmp_path / "native")
+    assert model.config == TINY_T5
+    for layout in ("original", "hf"):
+        report = weights.export(tmp_path / layout, model, layout=layout)
+        assert report.changed == ()
+        loaded = weights.load(tmp_path / layout)
+        assert loaded.config == TINY_T5
+        for name, tensor in vlm.state_dict().items():
+            assert torch.equal(loaded.vlm.state_dict()[name], tensor), name
+
+
+def test_a_tiny_t5_overfits_and_then_says_what_it_learnt(tokenizer: Tokenizer) -> None:
+    vlm = weights.build(TINY_T5, seed=3)
+    samples = encoded(tokenizer)
+    batch = pack(samples)
+    trained = set_trainable(vlm, choose(vlm, ("connector", "decoder"), idle=idle_tensors(vlm, TINY_T5)))
+    optimizer = torch.optim.AdamW(trained.values(), lr=5e-3, weight_decay=0.0)
+    places, targets = batch.targets()
+    for _ in range(150):
+        loss = F.cross_entropy(vlm.logits(vlm.hidden(batch).flatten(0, 1)[places]), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss) < 0.05
+    assert {name for name, p in vlm.named_parameters() if p.grad is not None} == set(trained)
+    encoder = Encoder(TINY_T5, tokenizer)
+    prompts = [encoder.encode(Conversation(c.messages[:-1], c.images)) for c in conversations()]
+    answers = generate(vlm.eval(), prompts, tokenizer, Sampling(max_new_tokens=40))
+    assert [answer.text for answer in answers] == [c.messages[-1].text for c in conversations()]
+    assert {answer.finish for answer in answers} == {"stop_token"}
+
+
+def test_a_second_question_reads_everything_again(vlm: VLM, tokenizer: Tokenizer) -> None:
+    """An encoder's states depend on all it reads, so that only a whole prompt can be kept."""
+    from opsin.generate import Chat
+
+    model = weights.Model(vlm, TINY_T5, "tiny")
+    model.tokenizer = tokenizer
+    sampling = Sampling(max_new_tokens=5)
+    chat = Chat(model, sampling=sampling)
+    picture = toys.picture((50, 40), 4)
+    first = chat.ask("What?", picture)
+    second = chat.ask("And?")
+    whole = Encoder(TINY_T5, tokenizer).encode(
+        Conversation((user("What?", images=[0]), assistant(first.text), user("And?")), (picture,))
+    )
+    assert second.ids == generate(vlm, [whole], tokenizer, sampling)[0].ids
+
+
+def test_a_picture_alone_is_described() -> None:
+    """Without a question the prompt is the picture and the begin-of-sequence token, as transformers' is."""
+    from opsin.spec.chat import ChatFormat
+    from opsin.text.render import ControlSpan, ImageSpan, render
+
+    def written(chat: ChatFormat) -> list[Any]:
+        return render(chat, ask("", "photo.jpg").messages, mode="prompt")
+
+    picture = ImageSpan(0)
+    assert written(families.chat("blip2_opt")) == [picture, ControlSpan("</s>", False, "begin")]
+    end, start = ControlSpan("</s>", False), ControlSpan("<pad>", False, "decoder")
+    assert written(families.chat("blip2_t5")) == [picture, end, start]
+
+
+def test_a_language_model_of_either_kind_is_described_in_a_file() -> None:
+    data = json.loads(json.dumps(TINY_T5.model_dump(mode="json")))
+    assert isinstance(VLMConfig.parse(data, where="json").decoder, Seq2SeqConfig)
+    data["decoder"]["dimm"] = 3
+    with pytest.raises(ConfigError, match=r"unknown key 'decoder.dimm' \(did you mean 'dim'"):
+        VLMConfig.parse(data, where="json")
+    data = json.loads(json.dumps(TINY.config.model_dump(mode="json")))
+    data["decoder"]["vocab_sise"] = 3
+    with pytest.raises(ConfigError, match=r"unknown key 'decoder.vocab_sise' \(did you mean 'vocab_size'"):
+        VLMConfig.parse(data, where="json")
+
+
+def test_parameters_of_the_tiny_ones_are_what_is_said() -> None:
+    assert sum(prod(p.shape) for p in weights.build(TINY.config).parameters()) == TINY.parameters
