@@ -64,6 +64,10 @@ def test_dense_act_fn_is_read_before_feed_forward_proj() -> None:
     assert read(HF | {"text_config": silent}).decoder.activation == "gelu_tanh"  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="feed_forward_proj 'relu' is not served"):
         read(HF | {"text_config": {"model_type": "t5"}})
+    with pytest.raises(ConfigError, match="tie_word_embeddings must be false"):
+        read(HF | {"text_config": FLAN_T5 | {"tie_word_embeddings": True}})
+    resaved = FLAN_T5 | {"tie_word_embeddings": True, "scale_decoder_outputs": False}
+    assert read(HF | {"text_config": resaved}) == read(HF | {"text_config": FLAN_T5})
     with pytest.raises(ConfigError, match="dense_act_fn 'swish' is not served"):
         read(HF | {"text_config": FLAN_T5 | {"dense_act_fn": "swish"}})
 
