@@ -12,6 +12,7 @@ which data parallelism takes, is the gradient of the mean of their losses.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +20,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from opsin.errors import TrainError
+from opsin.data.source import Source
+from opsin.encode import Encoded
+from opsin.errors import DataError, TrainError
+from opsin.match import PairEncoder
 from opsin.nn.batch import Batch
 from opsin.nn.qformer import Features
 from opsin.nn.retriever import Retriever
 from opsin.nn.vlm import VLM
+from opsin.text.messages import Conversation
 from opsin.train.objectives import Loss, Objective
 
 SMOOTHING = 0.1
@@ -238,7 +243,7 @@ def _rank() -> int:
 
 
 def stage1(caption_id: int, *, image_ids: Callable[[Batch], Tensor] | None = None) -> Objective:
-    """The objective for `train_stage` on a `Retriever`, whose samples come from `match.PairEncoder`.
+    """The objective for `train_stage` on a `Retriever`, whose samples come from `CaptionPairs`.
 
     caption_id: id of `[DEC]`. image_ids: (B,) which picture each sample shows, where pictures repeat in a batch; use
     `pictures_by_name` where samples are named by their pictures.
@@ -261,6 +266,31 @@ def pictures_by_name(batch: Batch) -> Tensor:
     """Samples of one name show one picture. Names must be the same on all processes."""
     digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in batch.names]
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
+
+
+class CaptionPairs:
+    """Another source's pictures and captions, as stage 1 reads them: of each conversation picture and last answer.
+
+    Samples are named by their pictures, so that `pictures_by_name` can tell which are the same.
+    """
+
+    def __init__(self, source: Source, encoder: PairEncoder) -> None:
+        self.source = source
+        self.encoder = encoder
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def sample(self, index: int, epoch: int) -> Encoded:
+        """One pair. Raises DataError for a conversation that is not one picture and its caption."""
+        conversation = self.source.sample(index, epoch)
+        if not isinstance(conversation, Conversation):
+            raise DataError("pairs are made of conversations; this source encodes for itself")
+        where, last = conversation.id or f"sample {index}", conversation.messages[-1]
+        if len(conversation.images) != 1 or last.role != "assistant" or not last.text:
+            raise DataError(f"{where}: a pair is one picture and an answer, its caption")
+        image = conversation.images[0]
+        return self.encoder.pair(image, last.text, name=str(image) if isinstance(image, str | Path) else where)
 
 
 @torch.no_grad()
