@@ -5,6 +5,7 @@ Unigram     the likeliest cut; spaces are U+2581, and every text, or every word,
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from opsin.text.tokenizer import BaseTokenizer, Place, Tokens, read_added, read_
 SPACE = "\u2581"
 BERT_CONTROLS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CLOSING = frozenset(".,?!")
-"""Marks that stand at the word before them in text that WordPiece's decoder has tidied up."""
+"""Marks that stand at the word before them (transformers, clean_up_tokenization)."""
+SHORT_FORMS = re.compile(r" (n't|'(?:m|s|ve|re))")
+"""What stands at the word before it, likewise."""
 
 
 class PieceTokenizer(BaseTokenizer):
@@ -72,11 +75,9 @@ class PieceTokenizer(BaseTokenizer):
         return Tokens([i for i, _ in pairs], [start for _, start in pairs])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of some ids, control tokens left out; of WordPiece tidied up as its own decoder does."""
-        if self._is_unigram:
-            return super().decode(ids)
-        known = [i for i in ids if i in self._names and i not in self._control_ids]
-        return self._backend.decode(known, skip_special_tokens=False)
+        """Text of some ids, control tokens left out; of WordPiece with its short forms joined again (`isn't`)."""
+        text = super().decode(ids)
+        return text if self._is_unigram else SHORT_FORMS.sub(r"\1", text.replace(" ' ", "'"))
 
     def _spell(self, token_id: int) -> bytes:
         name = self._names.get(token_id, "")
