@@ -13,11 +13,11 @@ from opsin import weights
 from opsin.encode import Encoded, Encoder
 from opsin.errors import GenerationError
 from opsin.families.blip2 import TINY, TINY_T5
-from opsin.generate import Beams, Sampling, beam_search, generate
+from opsin.generate import Beams, Chat, Sampling, beam_search, generate
 from opsin.generate.beam import search
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
-from opsin.text.messages import ask
+from opsin.text.messages import Conversation, ask, assistant, user
 from opsin.text.tokenizer import Tokenizer
 
 NEWLINE = 5
@@ -168,6 +168,21 @@ def test_nan_is_an_error_and_not_an_answer(tokenizer: Tokenizer) -> None:
         vlm.decoder.norm.weight.fill_(torch.nan)
     with pytest.raises(GenerationError, match="NaN"):
         beam_search(vlm, prompts(TINY.config, tokenizer)[:1], None, Beams(stop_ids=(NEWLINE,)))
+
+
+@pytest.mark.parametrize("config", [TINY.config, TINY_T5], ids=["opt", "t5"])
+def test_a_chat_may_search_for_its_answers(config: VLMConfig, tokenizer: Tokenizer) -> None:
+    vlm, picture = lively(config, seed=7), toys.picture((50, 40), 3)
+    model = weights.Model(vlm, config, "tiny")
+    model.tokenizer = tokenizer
+    beams = Beams(num_beams=3, max_new_tokens=6)
+    chat = Chat(model, sampling=beams)
+    first = chat.ask("What?", picture)
+    second = chat.ask("And?")
+    said = (user("What?", images=[0]), assistant(first.text), user("And?"))
+    whole = Encoder(config, tokenizer).encode(Conversation(said, (picture,)))
+    assert second.ids == beam_search(vlm, [whole], tokenizer, beams)[0].ids
+    assert chat.messages[-1].text == second.text
 
 
 def test_published_settings_are_those_of_the_presets() -> None:

@@ -96,8 +96,8 @@ def _preset(id: str, language: DecoderConfig | Seq2SeqConfig, parameters: int) -
 def _access(file: str, arch: str, *others: str) -> str:
     keys = ", ".join((f'"arch": "{arch}"', '"num_query_token": 32', *others))
     return (
-        f"Salesforce published it as a pickle alone: {LAVIS}/{file}. Convert its table 'model' where you "
-        f"trust it to safetensors, put {{{keys}}} into a config.json beside it, and load that folder"
+        f"Salesforce published it as a pickle alone: {LAVIS}/{file}. Convert its table 'model' to safetensors "
+        f"where you trust it, put {{{keys}}} into a config.json beside it, and load that folder"
     )
 
 

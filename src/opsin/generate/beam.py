@@ -10,7 +10,7 @@ go on; a prompt is done when none of its beams could beat its worst finished ans
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from opsin.encode import Encoded
 from opsin.errors import GenerationError
-from opsin.generate.decode import Answer, Usage, prefill
+from opsin.generate.decode import Answer, Chunk, Usage, prefill
 from opsin.generate.stops import AnswerText, Stops
 from opsin.nn.batch import Batch
 from opsin.nn.vlm import VLM
@@ -113,6 +113,14 @@ def beam_search(
             )
         )
     return answers
+
+
+def beam_stream(
+    vlm: VLM, encoded: Sequence[Encoded], tokenizer: Tokenizer | None, beams: Beams = Beams()
+) -> Iterator[Chunk]:
+    """`beam_search` in the form of `decode.stream`: one chunk for each answer, since none is sure before its end."""
+    for row, answer in enumerate(beam_search(vlm, encoded, tokenizer, beams)):
+        yield Chunk(row, answer.ids[-1], answer.text, answer)
 
 
 def search(
