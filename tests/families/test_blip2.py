@@ -255,6 +255,16 @@ def test_a_key_bias_that_lavis_has_no_room_for_is_not_dropped_silently(tmp_path:
     weights.export(tmp_path / "hf", model, layout="hf")
 
 
+def test_the_qformer_stays_in_float32_where_the_rest_is_half(lavis: Path) -> None:
+    vlm = weights.load(lavis, dtype="bfloat16").vlm
+    kinds = {name: tensor.dtype for name, tensor in vlm.state_dict().items()}
+    exact = {name for name, dtype in kinds.items() if dtype == torch.float32}
+    assert exact == {n for n in kinds if n.startswith(("connector.queries", "connector.qformer."))}
+    encoder = Encoder(TINY.config, toys.byte_tokenizer(lavis))
+    prompt = encoder.encode(ask("What?", toys.picture((40, 40))))
+    assert generate(vlm, [prompt], None, Sampling(max_new_tokens=3))[0].usage.new_tokens == 3
+
+
 # ---- FlanT5 by the contract of all families --------------------------------------------------------------------------
 
 
