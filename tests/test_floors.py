@@ -24,6 +24,7 @@ FLOORS = {
     "generate": 4,
     "data": 4,
     "train": 5,
+    "match": 5,
     "evaluate": 5,
     "inspect": 5,
     "demo": 5,

@@ -12,7 +12,7 @@ from opsin.text.tokenizer import Tokenizer, load_tokenizer
 
 CONTROLS = (
     *("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<im_start>", "<im_end>", "<Image>", "</Image>"),
-    *("<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<img>", "</img>"),
+    *("<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<img>", "</img>", "<pad>"),
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from parity import (
+    kinds_blip2,
     kinds_data,
     kinds_internvl,
     kinds_internvl_text,
@@ -17,10 +18,10 @@ from parity import (
 )
 from parity.case import Case, find_cases
 
-SUPPORTED = {"llava", "internvl", "qwen2_vl"}
+SUPPORTED = {"blip2", "llava", "internvl", "qwen2_vl"}
 """Families that are built. A case of any other family is skipped; one of these must be understood."""
 
-FAMILY_MODULES = (kinds_internvl, kinds_internvl_text, kinds_qwen2_vl)
+FAMILY_MODULES = (kinds_blip2, kinds_internvl, kinds_internvl_text, kinds_qwen2_vl)
 """Modules whose RUNNERS are named by (family, kind)."""
 
 Runner = Callable[[Case], None]

@@ -286,7 +286,7 @@ def test_tokenizer_model_is_preferred_to_tokenizer_json(tmp_path: Path) -> None:
         ({"tokenizer.json": b"\xff\xfe"}, "tokenizer.json is not valid JSON"),
         ({"tokenizer.json": b"[]"}, "tokenizer.json holds a list"),
         ({"tokenizer.json": b"{}"}, "model of type None"),
-        ({"tokenizer.json": b'{"model": {"type": "Unigram"}}'}, "type 'Unigram'; only 'BPE'"),
+        ({"tokenizer.json": b'{"model": {"type": "WordLevel"}}'}, "type 'WordLevel'; only 'BPE'"),
         ({"tokenizer.json": b'{"model": {"type": "BPE"}}'}, "malformed 'vocab'"),
         ({"tokenizer.json": b'{"model": {"type": "BPE", "vocab": {"a": 0}}}'}, "cannot be used"),
     ],

@@ -6,6 +6,7 @@ FAMILIES is the whole list; a new family is a new file and one more name in it.
 from opsin.errors import ConfigError, unknown
 from opsin.families._chats import CHATS
 from opsin.families._family import Family, HubConfig, Preset, Retrieval, RetrieverPreset
+from opsin.families.blip2 import BLIP2
 from opsin.families.internvl15 import INTERNVL15
 from opsin.families.llava import LLAVA
 from opsin.families.llava15 import LLAVA15
@@ -14,7 +15,7 @@ from opsin.families.qwen2_vl import QWEN2_VL
 from opsin.spec.chat import ChatFormat
 from opsin.spec.model import VLMConfig
 
-FAMILIES: tuple[Family, ...] = (LLAVA, LLAVA15, LLAVA_NEXT, INTERNVL15, QWEN2_VL)
+FAMILIES: tuple[Family, ...] = (BLIP2, LLAVA, LLAVA15, LLAVA_NEXT, INTERNVL15, QWEN2_VL)
 
 __all__ = [
     "FAMILIES",

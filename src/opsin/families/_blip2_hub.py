@@ -330,6 +330,9 @@ def _t5(text: HubConfig, where: str) -> Seq2SeqConfig:
         raise ConfigError(
             f"{where}: feed_forward_proj {get('feed_forward_proj')!r} is not served; only 'gated-gelu' is"
         )
+    # transformers 5 calls every T5 tied and says by another key whether its logits are scaled as a tied head's are.
+    if text.get("scale_decoder_outputs", text.get("tie_word_embeddings", True)) is not False:
+        raise ConfigError(f"{where}: tie_word_embeddings must be false: FlanT5 has its own head, and scales no logits")
     activation = text.get("dense_act_fn", "gelu_new")
     if activation not in GELUS:
         raise ConfigError(f"{where}: dense_act_fn {activation!r} is not served. Known: {', '.join(GELUS)}")

@@ -96,8 +96,8 @@ def _preset(id: str, language: DecoderConfig | Seq2SeqConfig, parameters: int) -
 def _access(file: str, arch: str, *others: str) -> str:
     keys = ", ".join((f'"arch": "{arch}"', '"num_query_token": 32', *others))
     return (
-        f"Salesforce published it as a pickle alone: {LAVIS}/{file}. Convert its table 'model' where you "
-        f"trust it to safetensors, put {{{keys}}} into a config.json beside it, and load that folder"
+        f"Salesforce published it as a pickle alone: {LAVIS}/{file}. Convert its table 'model' to safetensors "
+        f"where you trust it, put {{{keys}}} into a config.json beside it, and load that folder"
     )
 
 
@@ -192,7 +192,7 @@ TINY = Preset(
     id="blip2-tiny",
     config=VLMConfig(
         vision=EVA_VIT_G.replace(image_size=42, dim=32, num_layers=2, num_heads=4, mlp_dim=64),
-        connector=QFormerConfig(num_queries=6, dim=32, num_layers=3, num_heads=4, mlp_dim=64, dropout=0.0),
+        connector=CONVERTED.replace(num_queries=6, dim=32, num_layers=3, num_heads=4, mlp_dim=64, dropout=0.0),
         decoder=OPT_2_7B.replace(vocab_size=384, dim=48, num_layers=2, num_heads=4, num_kv_heads=4, mlp_dim=96),
         resolution=Squash(tile_size=42),
         chat=BLIP2_OPT,

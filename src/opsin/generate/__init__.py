@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opsin.generate.beam import Beams as Beams
+    from opsin.generate.beam import beam_search as beam_search
     from opsin.generate.decode import Answer as Answer
     from opsin.generate.decode import Chunk as Chunk
     from opsin.generate.decode import Usage as Usage
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from opsin.generate.session import Chat as Chat
 
 _HOMES = {
+    "Beams": "beam",
+    "beam_search": "beam",
     "Answer": "decode",
     "Chunk": "decode",
     "Usage": "decode",

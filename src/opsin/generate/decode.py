@@ -180,7 +180,7 @@ def _decode(
         return
     started = time.perf_counter()
     randomness = Randomness(sampling.seed, [sequence.number for sequence in sequences])
-    logits, cache = _prefill(vlm, encoded, cache, room=max(sequence.limit for sequence in sequences))
+    logits, cache = prefill(vlm, encoded, cache, room=max(sequence.limit for sequence in sequences))
     rows = [sequence.prompt for sequence in sequences]
     if sampling.num_sequences > 1:
         cache.select(rows)
@@ -219,7 +219,7 @@ def _decode(
         positions += 1
 
 
-def _prefill(vlm: VLM, encoded: Sequence[Encoded], cache: KVCache | None, *, room: int) -> tuple[Tensor, KVCache]:
+def prefill(vlm: VLM, encoded: Sequence[Encoded], cache: KVCache | None, *, room: int) -> tuple[Tensor, KVCache]:
     """Run what of the prompts is not in the cache. Returns logits (prompts, V) after each prompt's last token."""
     weight = vlm.decoder.embed.weight
     if cache is None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from opsin.encode import Encoded, Encoder
 from opsin.errors import GenerationError
+from opsin.generate.beam import Beams, beam_stream
 from opsin.generate.decode import Answer, stream
 from opsin.generate.sampling import Sampling
 from opsin.media.image import ImageMode
@@ -42,12 +43,15 @@ class Chat:
         self,
         model: ChatModel,
         *,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling | Beams = Sampling(),
         system_text: str | None = None,
         image_mode: ImageMode = "display",
     ) -> None:
-        """system_text: replaces the chat format's own; "" leaves it out where the format allows."""
-        if sampling.num_sequences != 1:
+        """sampling: `Beams` search for each answer, which then comes at once.
+
+        system_text: replaces the chat format's own; "" leaves it out where the format allows.
+        """
+        if isinstance(sampling, Sampling) and sampling.num_sequences != 1:
             raise GenerationError(f"a chat goes on with one answer a turn; num_sequences is {sampling.num_sequences}")
         self.model = model
         self.sampling = sampling
@@ -90,7 +94,10 @@ class Chat:
         self._encoder.forget_from(len(self.images), len(self.videos))  # a turn that failed may have left some
         prompt = self._encoder.encode(conversation)
         cache = self._reusable_cache(prompt)
-        chunks = stream(self.model.vlm, [prompt], self.model.tokenizer, self.sampling, cache=cache)
+        if isinstance(self.sampling, Beams):
+            chunks = beam_stream(self.model.vlm, [prompt], self.model.tokenizer, self.sampling)
+        else:
+            chunks = stream(self.model.vlm, [prompt], self.model.tokenizer, self.sampling, cache=cache)
         self.messages.append(question)
         self.images += images
         self.videos += videos

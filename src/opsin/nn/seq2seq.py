@@ -199,7 +199,7 @@ class Seq2Seq(nn.Module):
             states = self._decode(flat[written.places], memory, cache)
             out = out.index_copy(0, written.places[written.valid], states[written.valid])
         if cache is not None:
-            cache.advance(batch.lengths)
+            cache.advance([stop - start - length for (_, start, stop), length in pieces])
         return out.view_as(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -218,6 +218,7 @@ class Seq2Seq(nn.Module):
         memory = EncoderMemory([k for k, _ in pairs], [v for _, v in pairs], list(lengths))
         if cache is not None:
             cache.memory = memory
+            cache.advance(lengths)
         return memory
 
     def _decode(self, x: Tensor, memory: EncoderMemory, cache: KVCache | None) -> Tensor:

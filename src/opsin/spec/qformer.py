@@ -1,6 +1,6 @@
 """BLIP-2's Q-Former: as a connector, and with its text side as the model of stage 1 and of retrieval."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -27,6 +27,10 @@ class QFormerConfig(Spec):
     converted checkpoints the tower's 1e-6."""
     dropout: NonNegativeFloat = 0.1
     """Share of attention weights, embeddings and outputs that training drops (BERT's)."""
+
+    FLOAT32: ClassVar[tuple[str, ...]] = ("queries", "qformer.")
+    """Beginnings of the names of its tensors that are loaded in float32 where the rest is in half precision, as
+    transformers does."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

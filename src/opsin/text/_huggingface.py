@@ -28,7 +28,9 @@ class HuggingFaceTokenizer(BaseTokenizer):
         model = data.get("model")
         if not isinstance(model, dict) or model.get("type") != "BPE":
             kind = model.get("type") if isinstance(model, dict) else None
-            raise TokenizerError(f"tokenizer.json holds a model of type {kind!r}; only 'BPE' can be used")
+            raise TokenizerError(
+                f"tokenizer.json holds a model of type {kind!r}; only 'BPE', 'WordPiece' and 'Unigram' can be used"
+            )
         try:
             vocab = {str(name): int(token_id) for name, token_id in model["vocab"].items()}
             added = {token["content"]: token for token in data.get("added_tokens") or []}

@@ -33,12 +33,26 @@ def from_vocab_and_merges(files: Mapping[str, bytes]) -> dict[str, Any]:
         raise TokenizerError(f"merges.txt holds {wrong[:60]!r}, which is not a pair of pieces")
     normalizer, pre_tokenizer = _reading(str(config.get("tokenizer_class", "")), config)
     return {
-        "added_tokens": [],
+        "added_tokens": [
+            {"id": vocab[name], "content": name, "special": True} for name in _special(files) if name in vocab
+        ],
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
         "model": {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": False},
     }
+
+
+def _special(files: Mapping[str, bytes]) -> list[str]:
+    """Control tokens that the files name by what they are for, such as `bos_token`: OPT lists its own nowhere else."""
+    given = [
+        value
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+        for key, value in read_json(files, name).items()
+        if key.endswith("_token") and value
+    ]
+    names = [value.get("content") if isinstance(value, Mapping) else value for value in given]
+    return sorted({name for name in names if isinstance(name, str)})
 
 
 def _reading(kind: str, config: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -80,8 +80,9 @@ def account(checkpoint: Checkpoint, layout: Layout, expected: Mapping[str, Shape
     result.absent = tuple(
         prefix
         for prefix in layout.optional
-        if all(name in missing for name in wanted if name.startswith(prefix)) and not part
+        if all(name in missing for name in wanted if name.startswith(prefix) and name not in result.filled) and not part
     )
+    result.filled = {n: value for n, value in result.filled.items() if not n.startswith(result.absent or ("\0",))}
     for name in missing:
         if not name.startswith(result.absent or ("\0",)):
             source = renamer.from_target(name)

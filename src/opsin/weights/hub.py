@@ -8,7 +8,7 @@ from pathlib import Path
 from opsin.errors import UnknownNameError, WeightError, nearest
 from opsin.families import Preset, all_presets, preset, preset_of_hub
 
-PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "merges.txt")
+PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 """What is downloaded. No pickles, no Python: nothing in a repository is ever run."""
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?", re.ASCII)

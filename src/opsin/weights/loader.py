@@ -20,6 +20,7 @@ from opsin.errors import ConfigError, TokenizerError, WeightError
 from opsin.families import Family, chat, family_of
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
+from opsin.spec.qformer import QFormerConfig
 from opsin.spec.rules import Layout, Reshape, Split
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.weights.account import Account, account, choose_layout, raise_problems
@@ -69,7 +70,7 @@ class Model:
     def has_tokenizer(self) -> bool:
         """Whether `tokenizer` would find one."""
         folder = self.tokenizer_folder
-        names = ("tokenizer.model", "tokenizer.json", "vocab.json")
+        names = ("tokenizer.model", "tokenizer.json", "vocab.json", "vocab.txt")
         return "tokenizer" in self.__dict__ or (folder is not None and any((folder / name).is_file() for name in names))
 
     @cached_property
@@ -138,6 +139,10 @@ def load(
     state: dict[str, Tensor] = {}
     for each in accounts.values():
         state |= read_tensors(each, dtype=kept, device=device)
+    exact = config.connector.FLOAT32 if isinstance(config.connector, QFormerConfig) else ()
+    for name in state:
+        if name.startswith(tuple(f"connector.{part}" for part in exact)):
+            state[name] = state[name].to(torch.promote_types(state[name].dtype, torch.float32))
     assign(vlm, state)
     return Model(
         vlm=vlm.eval(),

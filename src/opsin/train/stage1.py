@@ -1,0 +1,305 @@
+"""BLIP-2's stage 1 (arXiv:2301.12597 section 3.2): three losses on pairs of a picture and a text, of equal weight.
+
+    contrastive   which text of the batch belongs to a picture, and which picture to a text
+    matching      whether a picture and a text belong together, asked of the pairs and of hard negatives
+    captions      each token of the text, from the picture's queries and what stands before it
+
+Pictures and texts of all processes are compared. What is gathered carries no gradient, but for the pictures that the
+matching loss shows: every process then has a part in the gradient of all others' features, and the mean over processes,
+which data parallelism takes, is the gradient of the mean of their losses.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from opsin.data.source import Source
+from opsin.encode import Encoded
+from opsin.errors import DataError, TrainError
+from opsin.match import PairEncoder
+from opsin.nn.batch import Batch
+from opsin.nn.qformer import Features
+from opsin.nn.retriever import Retriever
+from opsin.nn.vlm import VLM
+from opsin.text.messages import Conversation
+from opsin.train.objectives import Loss, Objective
+
+SMOOTHING = 0.1
+"""Share of each target that is spread over all choices, in the contrastive and the caption loss."""
+
+
+class Pairs(NamedTuple):
+    """Pictures and texts of one process, pair by pair."""
+
+    patches: Tensor
+    """(P, C * p * p)."""
+    grids: Tensor
+    """(B, 3)."""
+    ids: Tensor
+    """(B, T), begun and ended by BERT's control tokens."""
+    valid: Tensor
+    """(B, T) bool, false in padding."""
+    image_ids: Tensor | None = None
+    """(B,) which picture each is: pairs of one picture are no negatives of each other. None: all are different."""
+
+
+class Negatives(NamedTuple):
+    """Indices among the pairs of all processes."""
+
+    images: Tensor
+    """(B,) a wrong picture for each text."""
+    texts: Tensor
+    """(B,) a wrong text for each picture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stage1:
+    """The three losses, means over the pairs (matching: over three times as many) or tokens of one process."""
+
+    contrastive: Tensor
+    matching: Tensor
+    captions: Tensor
+    negatives: Negatives
+    steps: dict[str, Tensor]
+    """What was computed on the way, by name, for comparisons."""
+
+    @property
+    def total(self) -> Tensor:
+        """Their sum, of equal weights."""
+        return self.contrastive + self.matching + self.captions
+
+
+def stage1_losses(
+    model: Retriever,
+    pairs: Pairs,
+    *,
+    caption_id: int,
+    negatives: Negatives | None = None,
+    generator: torch.Generator | None = None,
+) -> Stage1:
+    """All three losses of one batch; in a process group, of this process' share of it.
+
+    caption_id: the control token that begins a caption. negatives: instead of drawing them. generator: to draw with.
+    Raises TrainError where a pair has no negative, as when there is one pair.
+    """
+    steps: dict[str, Tensor] = {}
+    features = model.features(pairs.patches, pairs.grids)
+    seen = model.see(features)
+    text = model.read(pairs.ids, pairs.valid)
+    steps |= {"image_embeds": features.values, "query_hidden": seen.states, "text_hidden": text}
+
+    images, texts = model.picture_vectors(seen.states), model.text_vectors(text)
+    sim_i2t, sim_t2i = similarities(model, images, texts)
+    same = same_picture(pairs)
+    contrastive = contrastive_loss(sim_i2t, sim_t2i, same, soft=pairs.image_ids is not None)
+
+    weights_i2t, weights_t2i = (_negative_weights(sims.detach(), same) for sims in (sim_i2t, sim_t2i))
+    steps |= {"neg_weights_i2t": weights_i2t, "neg_weights_t2i": weights_t2i}
+    if negatives is None:
+        chosen = [torch.multinomial(w, 1, generator=generator)[:, 0] for w in (weights_t2i, weights_i2t)]
+        negatives = Negatives(*chosen)
+    matching = _matching_loss(model, features, pairs, negatives, steps)
+
+    ids = pairs.ids.clone()
+    ids[:, 0] = caption_id
+    states, _ = model.read_caption(seen, ids, pairs.valid)
+    logits = model.caption_logits(states)
+    targets = pairs.ids.masked_fill(~pairs.valid, -100)[:, 1:]
+    captions = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), label_smoothing=SMOOTHING)
+    steps |= {"lm_hidden": states, "lm_logits": logits}
+    return Stage1(contrastive, matching, captions, negatives, steps)
+
+
+def similarities(model: Retriever, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures (B, Q, E) with all texts, texts (B, E) with all pictures: the largest over the queries / temperature.
+
+    Both (B, N). The side that is compared carries a gradient, the gathered side carries none.
+    """
+    assert model.temperature is not None, "config.heads 'matching' has no temperature to learn"
+    all_images, all_texts = gather(images), gather(texts)
+    sim_i2t = torch.einsum("bqe,ne->bnq", images, all_texts).amax(-1) / model.temperature
+    sim_t2i = torch.einsum("be,nqe->bnq", texts, all_images).amax(-1) / model.temperature
+    return sim_i2t, sim_t2i
+
+
+def same_picture(pairs: Pairs) -> Tensor:
+    """(B, N) bool: which of all pairs show the picture of each pair here; itself alone where none is told apart."""
+    count = len(pairs.ids)
+    mine = pairs.image_ids
+    if mine is None:
+        mine = torch.arange(count, device=pairs.ids.device) + _rank() * count
+    return mine[:, None] == gather(mine)[None]
+
+
+def contrastive_loss(sim_i2t: Tensor, sim_t2i: Tensor, same: Tensor, *, soft: bool) -> Tensor:
+    """Mean of both directions. soft: a picture's pairs share its target evenly; the smoothing is the same."""
+    count = same.shape[1]
+    if soft:
+        target = same / same.sum(dim=1, keepdim=True)
+        target = (1 - SMOOTHING) * target + SMOOTHING / count
+        losses = [-(sims.log_softmax(dim=1) * target).sum(dim=1).mean() for sims in (sim_i2t, sim_t2i)]
+    else:
+        own = same.long().argmax(dim=1)
+        losses = [F.cross_entropy(sims, own, label_smoothing=SMOOTHING) for sims in (sim_i2t, sim_t2i)]
+    return (losses[0] + losses[1]) / 2
+
+
+def _negative_weights(sims: Tensor, same: Tensor) -> Tensor:
+    """How likely each of all pairs is drawn as a negative: the more similar the likelier; never of the same picture."""
+    if bool(same.all(dim=1).any()):
+        raise TrainError(
+            f"a pair has no negative among the {same.shape[1]} of its batch, which are all of its own picture. Take "
+            "larger batches, or shuffle the data"
+        )
+    return sims.masked_fill(same, -10_000.0).softmax(dim=1)
+
+
+def _matching_loss(
+    model: Retriever, features: Features, pairs: Pairs, negatives: Negatives, steps: dict[str, Tensor]
+) -> Tensor:
+    """Right pairs, then each text with a wrong picture, then each picture with a wrong text."""
+    if features.mask.form != "full":
+        raise TrainError("pictures of one batch must have one size: their features are exchanged between processes")
+    values = features.values
+    wrong_images = gather_with_gradient(values)[negatives.images]
+    ids, valid = gather_texts(pairs.ids, pairs.valid)
+    wrong_ids, wrong_valid = ids[negatives.texts], valid[negatives.texts]
+    width = ids.shape[1]
+    own_ids, own_valid = _widened(pairs.ids, width), _widened(pairs.valid, width)
+    states = model.match_states(
+        Features(torch.cat([values, wrong_images, values])),
+        torch.cat([own_ids, own_ids, wrong_ids]),
+        torch.cat([own_valid, own_valid, wrong_valid]),
+    )
+    per_query = model.match_logits(states)
+    logits = per_query.mean(dim=1)
+    labels = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    labels[: len(pairs.ids)] = 1
+    steps |= {"itm_hidden": states, "itm_logits_per_query": per_query, "itm_logits": logits}
+    return F.cross_entropy(logits, labels)
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def gather(x: Tensor) -> Tensor:
+    """x (B, ...) of all processes, in order of their ranks (N, ...), without gradient."""
+    x = x.detach()
+    if _num_processes() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(_num_processes())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """The same with gradient: that of each process' x is the sum of what all processes want of it."""
+    return x if _num_processes() == 1 else _Gather.apply(x)
+
+
+def gather_texts(ids: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Texts of all processes, padded to the longest of all."""
+    if _num_processes() > 1:
+        width = torch.tensor(ids.shape[1], device=ids.device)
+        dist.all_reduce(width, dist.ReduceOp.MAX)
+        ids, valid = _widened(ids, int(width)), _widened(valid, int(width))
+    return gather(ids), gather(valid.to(torch.uint8)).bool()
+
+
+def _widened(x: Tensor, width: int) -> Tensor:
+    """(B, T) padded with zeros to (B, width)."""
+    return F.pad(x, (0, width - x.shape[1]))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.count = len(x)
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        return grad[_rank() * ctx.count :][: ctx.count]
+
+
+def _num_processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def stage1(caption_id: int, *, image_ids: Callable[[Batch], Tensor] | None = None) -> Objective:
+    """The objective for `train_stage` on a `Retriever`, whose samples come from `CaptionPairs`.
+
+    caption_id: id of `[DEC]`. image_ids: (B,) which picture each sample shows, where pictures repeat in a batch; use
+    `pictures_by_name` where samples are named by their pictures.
+    """
+
+    def objective(model: Retriever, batch: Batch) -> Loss:
+        assert batch.patches is not None
+        assert batch.grids is not None
+        valid = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        valid = valid < torch.tensor(batch.lengths, device=batch.ids.device)[:, None]
+        pictures = None if image_ids is None else image_ids(batch).to(batch.ids.device)
+        pairs = Pairs(batch.patches, batch.grids, batch.ids, valid, pictures)
+        count = len(batch.ids)
+        return Loss(stage1_losses(model, pairs, caption_id=caption_id).total * count, count)
+
+    return objective
+
+
+def pictures_by_name(batch: Batch) -> Tensor:
+    """Samples of one name show one picture. Names must be the same on all processes."""
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in batch.names]
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
+
+
+class CaptionPairs:
+    """Another source's pictures and captions, as stage 1 reads them: of each conversation picture and last answer.
+
+    Samples are named by their pictures, so that `pictures_by_name` can tell which are the same.
+    """
+
+    def __init__(self, source: Source, encoder: PairEncoder) -> None:
+        self.source = source
+        self.encoder = encoder
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def sample(self, index: int, epoch: int) -> Encoded:
+        """One pair. Raises DataError for a conversation that is not one picture and its caption."""
+        conversation = self.source.sample(index, epoch)
+        if not isinstance(conversation, Conversation):
+            raise DataError("pairs are made of conversations; this source encodes for itself")
+        where, last = conversation.id or f"sample {index}", conversation.messages[-1]
+        if len(conversation.images) != 1 or last.role != "assistant" or not last.text:
+            raise DataError(f"{where}: a pair is one picture and an answer, its caption")
+        image = conversation.images[0]
+        return self.encoder.pair(image, last.text, name=str(image) if isinstance(image, str | Path) else where)
+
+
+@torch.no_grad()
+def begin_stage2(vlm: VLM, model: Retriever) -> None:
+    """Give a model's connector what stage 1 has learned; its text side and heads are left behind."""
+    own = vlm.connector.state_dict()
+    learned = model.state_dict()
+    shared = [name for name in own if name.startswith(("norm_features.", "queries", "qformer."))]
+    if not shared or any(name not in learned or learned[name].shape != own[name].shape for name in shared):
+        raise TrainError("the model of stage 1 and the connector differ: stage 2 goes on with the same Q-Former")
+    for name in shared:
+        own[name].copy_(learned[name])
