@@ -3,63 +3,39 @@
 Losses and gradients against the authors' are recorded cases (tests/parity/stage1_blip2.py).
 """
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import toys
 from opsin import weights
 from opsin.errors import DataError, TrainError
-from opsin.families.blip2 import TINY, TINY_RETRIEVER
+from opsin.families.blip2 import TINY
 from opsin.match import Matcher, PairEncoder
-from opsin.nn.retriever import Retriever
-from opsin.spec.qformer import TextControls
 from opsin.spec.recipe import AdamW, BatchSize, Schedule, Stage
 from opsin.text.messages import Conversation, assistant, user
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.runner import train_stage
 from opsin.train.stage1 import (
     CaptionPairs,
-    Pairs,
     begin_stage2,
     contrastive_loss,
-    gather_with_gradient,
     pictures_by_name,
     stage1,
     stage1_losses,
 )
 from opsin.weights import RetrievalModel
-
-CONFIG = TINY_RETRIEVER.replace(controls=TextControls(first="<s>", last="</s>", caption="<unk>"))
-"""With the control tokens of the byte tokenizer."""
+from train.pairs import CONFIG, gather, model, pairs
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return toys.byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-def model(seed: int = 1) -> Retriever:
-    retriever = weights.build_retriever(CONFIG, seed=seed)
-    retriever.vision.requires_grad_(False)
-    return retriever
-
-
-def pairs(count: int = 5, *, image_ids: list[int] | None = None, seed: int = 0) -> Pairs:
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(3, 8, (count,), generator=generator)
-    valid = torch.arange(7) < lengths[:, None]
-    ids = torch.randint(20, 380, (count, 7), generator=generator).masked_fill(~valid, 0)
-    patches = torch.randn(count * 9, 3 * 14 * 14, generator=generator)
-    known = None if image_ids is None else torch.tensor(image_ids)
-    return Pairs(patches, torch.tensor([[1, 3, 3]] * count), ids, valid, known)
 
 
 def test_contrast_sends_its_gradient_to_the_side_that_is_compared() -> None:
@@ -131,29 +107,8 @@ def test_padding_takes_no_part_in_any_loss() -> None:
 # ---- two processes ---------------------------------------------------------------------------------------------------
 
 
-def _gather(rank: int, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    try:
-        x = torch.tensor([[1.0 + rank], [10.0 + rank]], requires_grad=True)
-        everything = gather_with_gradient(x)
-        (everything * torch.tensor([[1.0], [2.0], [3.0], [4.0]]) * (rank + 1)).sum().backward()
-        assert x.grad is not None
-        # Texts of different widths: 7 tokens here, 5 there.
-        given = pairs(3, seed=rank)
-        if rank:
-            given = given._replace(ids=given.ids[:, :5], valid=given.valid[:, :5])
-        result = stage1_losses(model(), given, caption_id=1, generator=torch.Generator().manual_seed(0))
-        found = {"all": everything.detach(), "grad": x.grad, "loss": result.total.detach()[None]}
-        found |= {"weights": result.steps["neg_weights_i2t"]}
-        save_file({name: tensor.contiguous() for name, tensor in found.items()}, Path(folder) / f"{rank}.safetensors")
-    finally:
-        dist.destroy_process_group()
-
-
 def test_two_processes_see_each_others_pairs(tmp_path: Path) -> None:
-    mp.spawn(_gather, args=(str(tmp_path),), nprocs=2)
+    mp.spawn(gather, args=(str(tmp_path),), nprocs=2)
     found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     for rank, each in enumerate(found):
         assert each["all"].flatten().tolist() == [1, 10, 2, 11]
