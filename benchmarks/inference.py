@@ -16,7 +16,6 @@ import argparse
 import json
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -229,8 +228,14 @@ def worker(library: str, folder: str, dtype: str, new_tokens: int, threads: int)
             reply["seconds"] = (time.perf_counter() - start) / request["repeat"]
         elif phase == "answer":
             reply["ids"], reply["prefill"], reply["step"] = subject.answer(request["batch"])
-        reply["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        reply["peak_bytes"] = peak_bytes()
         print(json.dumps(reply), flush=True)
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held. Not `ru_maxrss`: that starts at the peak of the process it came from."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
 
 
 # ---- the parent ------------------------------------------------------------------------------------------------------

@@ -61,6 +61,12 @@ def test_commands_of_the_readme_run(
     assert capsys.readouterr().out.strip()
 
 
+def test_the_python_of_the_readme_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "2340"  # photo.jpg is 640x480, as in the plan it shows
+
+
 def test_the_first_command_of_the_readme_is_the_demo() -> None:
     first = re.search(r"^python3 -m venv \.venv && (.*)$", README, re.MULTILINE)
     assert first is not None

@@ -136,11 +136,9 @@ def planned_stages(
     steps = possible if minutes is not None else min(possible, PRETRAIN_STEPS + FINETUNE_STEPS)
     pretrain = max(8, round(steps * share))
     stages = demo_stages(pretrain, max(8, steps - pretrain))
-    less = " (fewer than the default: this machine is slow, or busy)" if minutes is None and not quick else ""
     console.print(
         f"A step takes {per_step:.2f} s here: {stages[0].steps} steps of pretraining, {stages[1].steps} of fine-tuning"
-        + (less if steps < PRETRAIN_STEPS + FINETUNE_STEPS else "")
-        + "."
+        + (f", as many as fit into {seconds:.0f} s." if steps == possible else ".")
     )
     return stages
 

@@ -10,6 +10,9 @@ from opsin.errors import ConfigError
 from opsin.nn.packed import pack
 from opsin.weights import Model
 
+_HALF = (torch.float16, torch.bfloat16)
+"""What a CPU gets converted or packed: a mapped file would stay in memory beside it."""
+
 
 def load_ready(name: str | Path, *, device: str = "auto", dtype: str = "auto", **options: Any) -> Model:
     """Load a model for inference. Options are those of `weights.load`; the model cannot be trained or saved afterwards.
@@ -18,7 +21,7 @@ def load_ready(name: str | Path, *, device: str = "auto", dtype: str = "auto", *
     bfloat16 on a CPU that has kernels for it, else float32: CPUs compute float16 many times slower.
     """
     chosen = choose_device(device)
-    model = weights.load(name, device=chosen, dtype=dtype, **options)
+    model = weights.load(name, device=chosen, dtype=dtype, unmapped=_HALF, **options)
     if chosen == "cpu":
         if dtype == "auto" and model.vlm.decoder.embed.weight.dtype == torch.float16:
             has_kernels = torch.ops.mkldnn._is_mkldnn_bf16_supported()

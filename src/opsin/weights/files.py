@@ -54,6 +54,8 @@ class Entry:
     dtype: str
     """As safetensors writes it: F32, BF16, ..."""
     shape: tuple[int, ...]
+    start: int
+    """Where its numbers begin, in bytes from the start of the file."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     spans = []
     entries = {}
     for name, described in raw.items():
-        entry, begin, end = _entry(file, name, described)
+        entry, begin, end = _entry(file, name, described, 8 + length)
         entries[name] = entry
         spans.append((begin, end, name))
     at = 0
@@ -203,7 +205,7 @@ def _refuse_missing(folder: Path, names: list[str], label: str) -> None:
         )
 
 
-def _entry(file: Path, name: str, described: Any) -> tuple[Entry, int, int]:
+def _entry(file: Path, name: str, described: Any, data_start: int) -> tuple[Entry, int, int]:
     try:
         dtype, (begin, end) = described["dtype"], described["data_offsets"]
         shape = tuple(described["shape"])
@@ -218,4 +220,4 @@ def _entry(file: Path, name: str, described: Any) -> tuple[Entry, int, int]:
         raise WeightError(
             f"{file.name}: {name!r} of shape {list(shape)} and type {dtype} does not fit its {end - begin} bytes"
         )
-    return Entry(file, str(dtype), shape), begin, end
+    return Entry(file, str(dtype), shape, data_start + begin), begin, end

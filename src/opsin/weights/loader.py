@@ -3,14 +3,16 @@
     name -> folder -> config.json to VLMConfig -> model on the meta device -> headers -> accounting -> tensors
 
 Nothing is allocated before every key is accounted for. Tensors are then views of the memory-mapped files: pages are
-read when they are first used, and written pages are private, so training on a loaded model leaves its files alone.
+read when they are first used, and written pages are private, so training on a loaded model leaves its files alone. A
+tensor that is converted, or that the caller will rearrange, is read into memory of its own, so that no mapped page
+stays beside its other form.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +27,7 @@ from opsin.spec.rules import Layout, Reshape, Split
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.weights.account import Account, account, choose_layout, raise_problems
 from opsin.weights.config import read_config, read_json
-from opsin.weights.files import read_headers
+from opsin.weights.files import Entry, read_headers
 from opsin.weights.hub import locate
 from opsin.weights.init import on_meta
 from opsin.weights.rules import Match, identity
@@ -97,6 +99,7 @@ def load(
     language: str | Path | None = None,
     tokenizer: Path | None = None,
     chat_format: str | None = None,
+    unmapped: Collection[torch.dtype] = (),
 ) -> Model:
     """Load a model in eval mode.
 
@@ -105,6 +108,8 @@ def load(
     default the one that their config names.
     tokenizer: folder of the tokenizer, where it is not beside the weights. chat_format: name of the format, where the
     files do not tell (Llama-2 previews of LLaVA in a local folder).
+    unmapped: dtypes whose tensors get memory of their own on the CPU, in place of a view of the file: for callers who
+    will rearrange them.
     """
     located = locate(str(name), revision=revision)
     config, hub = read_config(located)
@@ -138,7 +143,7 @@ def load(
     kept = main_dtype(main) if dtype in (None, "auto") else named_dtype(dtype)
     state: dict[str, Tensor] = {}
     for each in accounts.values():
-        state |= read_tensors(each, dtype=kept, device=device)
+        state |= read_tensors(each, dtype=kept, device=device, unmapped=unmapped)
     exact = config.connector.FLOAT32 if isinstance(config.connector, QFormerConfig) else ()
     for name in state:
         if name.startswith(tuple(f"connector.{part}" for part in exact)):
@@ -183,18 +188,30 @@ def main_dtype(found: Account) -> torch.dtype:
     return DTYPES[max(counts, key=lambda each: counts[each])]
 
 
-def read_tensors(found: Account, *, dtype: torch.dtype | None, device: str | torch.device) -> dict[str, Tensor]:
-    """The placed tensors, by our names and in our shapes. On the CPU, unconverted, they are views of the file."""
+def read_tensors(
+    found: Account,
+    *,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    unmapped: Collection[torch.dtype] = (),
+) -> dict[str, Tensor]:
+    """The placed tensors, by our names and in our shapes.
+
+    On the CPU they are views of the file, except those that are converted or whose dtype is in `unmapped`.
+    """
     by_file: dict[Path, list[str]] = {}
     for name, (_, entry) in found.placed.items():
         by_file.setdefault(entry.file, []).append(name)
+    on_cpu = torch.device(device).type == "cpu"
     state: dict[str, Tensor] = {}
     for file, names in by_file.items():
         try:
-            with safe_open(file, framework="pt") as stream:
+            with safe_open(file, framework="pt") as mapped, file.open("rb") as stream:
                 for name in names:
-                    match, _ = found.placed[name]
-                    tensor = stream.get_tensor(match.source)
+                    match, entry = found.placed[name]
+                    stored = DTYPES.get(entry.dtype)
+                    own = on_cpu and stored is not None and (stored in unmapped or dtype not in (None, stored))
+                    tensor = _read(stream, entry) if own else mapped.get_tensor(match.source)
                     state[name] = _ours(tensor, match).to(device=device, dtype=dtype or tensor.dtype)
         except (SafetensorError, OSError) as error:
             raise WeightError(f"{file}: cannot be read ({error})") from None
@@ -202,6 +219,16 @@ def read_tensors(found: Account, *, dtype: torch.dtype | None, device: str | tor
         kept = dtype or main_dtype(found)
         state[name] = torch.full(found.shapes[name], value, dtype=kept, device=device)
     return state
+
+
+def _read(stream: BinaryIO, entry: Entry) -> Tensor:
+    """One tensor, in memory of its own."""
+    tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+    stream.seek(entry.start)
+    numbers = tensor.flatten().view(torch.uint8).numpy().data
+    if (count := stream.readinto(numbers)) != len(numbers):  # type: ignore[attr-defined]
+        raise WeightError(f"{entry.file}: ended after {count} of {len(numbers)} bytes of a tensor")
+    return tensor
 
 
 def _ours(tensor: Tensor, match: Match) -> Tensor:
