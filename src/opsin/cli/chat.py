@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opsin.cli._draw import check_draw, draw_answer
 from opsin.cli._options import MODE_HELP, Mode
 from opsin.errors import ConfigError, MediaError, OpsinError, nearest
 from opsin.media.image import image_size
@@ -40,6 +41,7 @@ def chat(
     mode: Annotated[Mode, typer.Option(help=MODE_HELP)] = Mode.display,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto keeps the checkpoint's.")] = "auto",
+    draw: Annotated[str | None, typer.Option(help="Draw the boxes of the answer on the picture: a new file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer to PROMPT as JSON, with usage.")] = False,
 ) -> None:
     """Talk with a model about pictures.
@@ -59,6 +61,8 @@ def chat(
     if json and prompt is None:
         raise ConfigError("--json prints one answer; give a PROMPT")
     images = image or []
+    if draw is not None:
+        check_draw(draw, prompt, images)
     for path in images:  # before the model is loaded, which takes longer
         image_size(path, mode=mode.value)
     # Torch is imported from here on.
@@ -76,6 +80,8 @@ def chat(
     started = time.perf_counter()
     _remark(f"loading {model} ...")
     loaded = load_ready(model, device=device, dtype=dtype)
+    if draw is not None and loaded.config.chat.grounding is None:
+        raise ConfigError(f"--draw: {model} (chat format {loaded.config.chat.name}) was not taught to write boxes")
     session = Chat(loaded, sampling=sampling, system_text=system, image_mode=mode.value)
     seconds = time.perf_counter() - started
     if json:
@@ -86,6 +92,8 @@ def chat(
     else:
         _remark(f"{loaded.name} is ready after {seconds:.1f} s. /help lists what you can type.")
         Interactive(session, mode).run(images)
+    if draw is not None:
+        draw_answer(session, draw, images[0], mode.value)
 
 
 class Interactive:
