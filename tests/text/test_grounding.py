@@ -2,6 +2,8 @@
 
 import math
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +144,13 @@ def test_marks_that_are_control_tokens_are_spelt(tmp_path):
 def test_presets_say_how_they_write_boxes():
     for preset, form in (("qwen2-vl-2b-instruct", QWEN2_VL_BOXES), ("llava-1.5-7b", LLAVA_BOXES)):
         assert families.preset(preset).config.chat.grounding == form
+
+
+def test_the_example_of_the_documentation_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs/grounding.md").read_text()
+    example = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1]
+    exec(example, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("<|object_ref_start|>cat<|object_ref_end|><|box_start|>(100,250),(500,999)<|box_end|>")
+    assert printed[1].startswith("[0.10, 0.31, 0.50, 0.88] (64.0, ")
+    assert printed[2] == "(100.0, 250.0, 500.0, 1000.0)"

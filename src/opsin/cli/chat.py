@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opsin.cli._beams import check_beams
 from opsin.cli._draw import check_draw, draw_answer
 from opsin.cli._options import MODE_HELP, Mode
+from opsin.cli._videos import NO_VIDEOS, describe_clip
 from opsin.errors import ConfigError, MediaError, OpsinError, nearest
 from opsin.media.image import image_size
 
@@ -31,10 +33,18 @@ def chat(
     image: Annotated[
         list[str] | None, typer.Option("--image", "-i", help="A picture for the first question; may be repeated.")
     ] = None,
+    video: Annotated[
+        list[str] | None, typer.Option("--video", help="A video for the first question (Qwen2-VL); may be repeated.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token; 1 draws as trained.")] = 0.0,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from this many likeliest tokens.")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: less of what was said already.")] = 1.0,
+    beams: Annotated[int | None, typer.Option(help="Search for the likeliest answer: 5 with BLIP-2.")] = None,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(help="With --beams (else 1): above 0 long answers gain, below 0 short ones."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
     system: Annotated[str | None, typer.Option(help="Replaces the system text of the model's chat format.")] = None,
@@ -46,9 +56,9 @@ def chat(
 ) -> None:
     """Talk with a model about pictures.
 
-    With PROMPT: one answer, streamed. Without: back and forth, also with questions piped in line by line; /help lists
-    what can be typed. Pictures stand before the text of their question. Settings are the ones given here, whatever the
-    model's generation_config.json says.
+    With PROMPT: one answer, streamed (with --beams it comes at once). Without: back and forth, also with questions
+    piped in line by line; /help lists what can be typed. Pictures and videos stand before the text of their question.
+    Settings are the ones given here, whatever the model's generation_config.json says.
 
     Examples:
 
@@ -56,42 +66,63 @@ def chat(
 
         opsin chat llava-hf/llava-1.5-7b-hf --image left.jpg --image right.jpg
 
+        opsin chat qwen2-vl-2b-instruct "What happens?" --video clip.mp4
+
         opsin chat ./demo/model "Which shapes are there?" -i test.png --json
     """
     if json and prompt is None:
         raise ConfigError("--json prints one answer; give a PROMPT")
-    images = image or []
+    images, videos = image or [], video or []
+    if beams is not None or length_penalty is not None:
+        check_beams(
+            beams,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
     if draw is not None:
         check_draw(draw, prompt, images)
     for path in images:  # before the model is loaded, which takes longer
         image_size(path, mode=mode.value)
+    for path in videos:
+        describe_clip(path, mode.value)
     # Torch is imported from here on.
     from opsin.generate import Chat, Sampling
+    from opsin.generate.beam import Beams
     from opsin.generate.ready import load_ready
 
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    sampling: Sampling | Beams
+    if beams is not None:
+        penalty = 1.0 if length_penalty is None else length_penalty
+        sampling = Beams(num_beams=beams, max_new_tokens=max_new_tokens, length_penalty=penalty)
+    else:
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
     started = time.perf_counter()
     _remark(f"loading {model} ...")
     loaded = load_ready(model, device=device, dtype=dtype)
+    if videos and not loaded.config.reads_videos:
+        raise ConfigError(f"--video: {model} {NO_VIDEOS}; take a Qwen2-VL model, or show single frames with --image")
     if draw is not None and loaded.config.chat.grounding is None:
         raise ConfigError(f"--draw: {model} (chat format {loaded.config.chat.name}) was not taught to write boxes")
     session = Chat(loaded, sampling=sampling, system_text=system, image_mode=mode.value)
     seconds = time.perf_counter() - started
     if json:
         assert prompt is not None
-        typer.echo(_as_json(session, prompt, images, load_seconds=seconds))
+        typer.echo(_as_json(session, prompt, images, videos, load_seconds=seconds))
     elif prompt is not None:
-        _answer(session, prompt, images)
+        _answer(session, prompt, images, videos)
     else:
         _remark(f"{loaded.name} is ready after {seconds:.1f} s. /help lists what you can type.")
-        Interactive(session, mode).run(images)
+        Interactive(session, mode).run(images, videos)
     if draw is not None:
         draw_answer(session, draw, images[0], mode.value)
 
@@ -104,9 +135,11 @@ class Interactive:
         self.mode = mode
         self.waiting: list[str] = []
         """Pictures for the next question."""
+        self.waiting_videos: list[str] = []
 
-    def run(self, images: list[str]) -> None:
+    def run(self, images: list[str], videos: list[str]) -> None:
         """Answer line by line until the input ends."""
+        self.waiting_videos = list(videos)
         for path in images:
             self._show(path)
         if sys.stdin.isatty():
@@ -130,7 +163,7 @@ class Interactive:
                 _remark("(stopped)", always=True)
             except OpsinError as error:
                 if isinstance(error, MediaError):
-                    self.waiting.clear()
+                    self._forget_waiting()
                 print(f"error: {error}", file=sys.stderr, flush=True)
 
     def _take(self, line: str) -> None:
@@ -139,7 +172,7 @@ class Interactive:
             self._show(rest.strip().strip("'\""))
         elif command == "/reset":
             self.session.reset()
-            self.waiting.clear()
+            self._forget_waiting()
             _remark("everything is forgotten")
         elif command == "/help":
             print("\n".join(f"{name} {text}" for name, text in COMMANDS.items()), file=sys.stderr)
@@ -149,8 +182,12 @@ class Interactive:
                 "A question that begins with / needs a space before it"
             )
         elif line.strip():
-            _answer(self.session, line.strip(), self.waiting)
-            self.waiting = []
+            _answer(self.session, line.strip(), self.waiting, self.waiting_videos)
+            self.waiting, self.waiting_videos = [], []
+
+    def _forget_waiting(self) -> None:
+        self.waiting.clear()
+        self.waiting_videos.clear()
 
     def _show(self, path: str) -> None:
         """Check a picture now, and keep it for the next question."""
@@ -163,11 +200,11 @@ class Interactive:
         _remark(f"{Path(path).name}, {size[0]}x{size[1]}: {slots} tokens, shown with the next question")
 
 
-def _answer(session: "Chat", text: str, images: list[str]) -> None:
+def _answer(session: "Chat", text: str, images: list[str], videos: list[str]) -> None:
     """Stream one answer to standard output."""
     clean = sys.stdout.isatty()
     try:
-        for piece in session.stream(text, *images):
+        for piece in session.stream(text, *images, videos=videos):
             print(printable(piece) if clean else piece, end="", flush=True)
     finally:
         if session.prompt is not None and session.messages[-1].role == "assistant":
@@ -184,15 +221,20 @@ def _answer(session: "Chat", text: str, images: list[str]) -> None:
     )
 
 
-def _as_json(session: "Chat", text: str, images: list[str], *, load_seconds: float) -> str:
+def _as_json(session: "Chat", text: str, images: list[str], videos: list[str], *, load_seconds: float) -> str:
     from json import dumps
 
-    answer = session.ask(text, *images)
+    answer = session.ask(text, *images, videos=videos)
     assert session.prompt is not None
-    plans = [image.plan for image in session.prompt.images]
+    plans = [image.plan for image in session.prompt.images if not image.plan.frames]
+    clips = [image.plan for image in session.prompt.images if image.plan.frames]
     pictures = [
         {"picture": path, "size": plan.size, "tiles": plan.num_tiles, "tokens": plan.num_slots}
         for path, plan in zip(images, plans, strict=True)
+    ]
+    shown = [
+        {"video": path, "size": plan.size, "frames": plan.frames, "tokens": plan.num_slots}
+        for path, plan in zip(videos, clips, strict=True)
     ]
     usage: dict[str, Any] = asdict(answer.usage)
     usage["prompt_tokens"] = answer.usage.text_tokens + answer.usage.image_tokens
@@ -203,6 +245,7 @@ def _as_json(session: "Chat", text: str, images: list[str], *, load_seconds: flo
             "finish": answer.finish,
             "usage": usage,
             "pictures": pictures,
+            **({"videos": shown} if shown else {}),
             "notes": session.prompt.notes,
             "seconds": {
                 "load": round(load_seconds, 3),

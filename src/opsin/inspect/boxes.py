@@ -40,7 +40,7 @@ def draw_boxes(picture: ImageSource, boxes: Sequence[Box], *, image_mode: ImageM
         corners = box.points if len(box.points) == 4 else ((left, top), (right, top), (right, bottom), (left, bottom))
         # The last column is one before the side; dark around light shows on any ground.
         path = [(min(x, drawing.width - 1), min(y, drawing.height - 1)) for x, y in (*corners, *corners[:2])]
-        pen.line(path, fill=_DARK, width=line + 2, joint="curve")
+        pen.line(path, fill=_DARK, width=line + max(2, line // 2 * 2), joint="curve")
         pen.line(path, fill=color, width=line, joint="curve")
     for box, color in drawn:  # above all lines
         if box.label:
