@@ -57,12 +57,12 @@ class Box:
 
     def to(self, space: Space, size: Size) -> "Box":
         """The same box in another space, for a picture of `size`. Raises MessageError where it leaves the picture."""
-        spans = self._spans(size)
+        spans = _spans(self.space, size)
         if any(value > span for point in self.points for value, span in zip(point, spans, strict=True)):
             raise MessageError(f"box {self._numbers()} leaves the picture of {size[0]}x{size[1]} px")
         if space == self.space:
             return self
-        targets = replace(self, points=((0, 0), (0, 0)), space=space)._spans(size)
+        targets = _spans(space, size)
         # Not above the span, which rounding could pass by one last digit.
         points = tuple(
             (min(x / spans[0] * targets[0], targets[0]), min(y / spans[1] * targets[1], targets[1]))
@@ -70,13 +70,15 @@ class Box:
         )
         return replace(self, points=points, space=space)
 
-    def _spans(self, size: Size) -> tuple[float, float]:
-        if min(size) < 1:
-            raise MessageError(f"a picture of {size[0]}x{size[1]} px has no pixels")
-        return (size[0], size[1]) if self.space == "pixels" else (_LIMITS[self.space], _LIMITS[self.space])
-
     def _numbers(self) -> str:
         return ", ".join(f"({', '.join(f'{value:g}' for value in point)})" for point in self.points)
+
+
+def _spans(space: Space, size: Size) -> tuple[float, float]:
+    """How far the axes of a space go on a picture of `size`."""
+    if min(size) < 1:
+        raise MessageError(f"a picture of {size[0]}x{size[1]} px has no pixels")
+    return size if space == "pixels" else (_LIMITS[space], _LIMITS[space])
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def square_offset(size: Size) -> tuple[int, int]:
 def to_square(box: Box, size: Size) -> Box:
     """A box on a picture of `size` as pixels of its padded square."""
     left, top = square_offset(size)
-    return replace(box.to("pixels", size), points=tuple((x + left, y + top) for x, y in box.to("pixels", size).points))
+    pixels = box.to("pixels", size)
+    return replace(pixels, points=tuple((x + left, y + top) for x, y in pixels.points))
 
 
 def from_square(box: Box, size: Size) -> Box:
@@ -225,7 +228,7 @@ def _points(content: str | None, count: int, grounding: Grounding) -> list[tuple
         inner = content.strip()
         if grounding.form == "lists" and inner.startswith("[") and inner[1:].lstrip().startswith("["):
             inner = inner[1:-1] if inner.endswith("]") else ""
-        bare = re.sub(r"\(.*?\)", "", re.sub(r"\s*\[[^\[\]]*\]\s*", "[]", inner))
+        bare = re.sub(r"\s*\[[^\[\]]*\]\s*", "[]", inner)
         found = [match.groups() for match in re.finditer(one, inner)]
         if bare != ",".join(["[]"] * len(found)):
             found = []
