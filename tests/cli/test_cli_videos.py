@@ -50,7 +50,8 @@ def test_a_video_is_shown_with_its_question(opsin, qwen, clip):
 
 
 def test_a_model_without_videos_says_so(opsin, model, clip):
-    assert "reads pictures only" in opsin("chat", model, "What?", "--video", clip).refused()
+    for name in (model, "llava-1.5-7b", "llava-hf/llava-1.5-7b-hf"):  # the published ones before any download
+        assert "reads pictures only" in opsin("chat", name, "What?", "--video", clip).refused()
 
 
 def test_bad_videos_are_one_clear_error(opsin, qwen, clip, tmp_path, pictures):

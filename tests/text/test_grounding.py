@@ -13,6 +13,7 @@ from opsin import families
 from opsin.errors import MessageError
 from opsin.families._grounding import INTERNVL_BOXES, LLAVA_BOXES, QWEN2_VL_BOXES, QWEN_VL_BOXES
 from opsin.text.grounding import Box, from_square, read, spell, to_square, write
+from opsin.text.tokenizer import load_tokenizer
 from toys import byte_tokenizer
 
 FORMATS = {"qwen": QWEN_VL_BOXES, "qwen2": QWEN2_VL_BOXES, "internvl": INTERNVL_BOXES, "llava": LLAVA_BOXES}
@@ -142,6 +143,24 @@ def test_marks_that_are_control_tokens_are_spelt(tmp_path):
         tokenizer.control_id("</s>"),
     ]
     assert spell(ids, tokenizer, grounding) == "<im_start>(1,2),(3,4)<im_end>"
+
+
+def test_marks_of_qwen2_come_back_from_its_own_tokens(shared):
+    folder = shared / "tokenizers" / "qwen2"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    tokenizer = load_tokenizer(folder)
+    text = write([Box.of(64, 120, 320, 480)], QWEN2_VL_BOXES, SIZE, label="猫")
+    pieces = re.split(r"(<\|\w+\|>)", text)
+    ids = [
+        token
+        for piece in pieces
+        for token in (
+            [tokenizer.controls[piece]] if piece in tokenizer.controls else tokenizer.encode(piece, "after_control").ids
+        )
+    ]
+    assert "<" not in tokenizer.decode(ids)
+    assert spell(ids, tokenizer, QWEN2_VL_BOXES) == text
 
 
 def test_presets_say_how_they_write_boxes():

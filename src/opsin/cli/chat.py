@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opsin import families
 from opsin.cli._beams import check_beams
 from opsin.cli._draw import check_draw, draw_answer
 from opsin.cli._options import MODE_HELP, Mode
 from opsin.cli._videos import NO_VIDEOS, describe_clip
 from opsin.errors import ConfigError, MediaError, OpsinError, nearest
 from opsin.media.image import image_size
+from opsin.spec.model import VLMConfig
 
 if TYPE_CHECKING:
     from opsin.generate import Chat
@@ -88,6 +90,9 @@ def chat(
         image_size(path, mode=mode.value)
     for path in videos:
         describe_clip(path, mode.value)
+    known = [each for each in families.all_presets() if model == each.id or model in each.hub]
+    if known and not Path(model).exists():  # of others nothing is known before they are loaded
+        _check_abilities(model, known[0].config, videos, draw)
     # Torch is imported from here on.
     from opsin.generate import Chat, Sampling
     from opsin.generate.beam import Beams
@@ -109,10 +114,7 @@ def chat(
     started = time.perf_counter()
     _remark(f"loading {model} ...")
     loaded = load_ready(model, device=device, dtype=dtype)
-    if videos and not loaded.config.reads_videos:
-        raise ConfigError(f"--video: {model} {NO_VIDEOS}; take a Qwen2-VL model, or show single frames with --image")
-    if draw is not None and loaded.config.chat.grounding is None:
-        raise ConfigError(f"--draw: {model} (chat format {loaded.config.chat.name}) was not taught to write boxes")
+    _check_abilities(model, loaded.config, videos, draw)
     session = Chat(loaded, sampling=sampling, system_text=system, image_mode=mode.value)
     seconds = time.perf_counter() - started
     if json:
@@ -125,6 +127,14 @@ def chat(
         Interactive(session, mode).run(images, videos)
     if draw is not None:
         draw_answer(session, draw, images[0], mode.value)
+
+
+def _check_abilities(model: str, config: VLMConfig, videos: list[str], draw: str | None) -> None:
+    """Whether the model can do what is asked of it. Raises ConfigError."""
+    if videos and not config.reads_videos:
+        raise ConfigError(f"--video: {model} {NO_VIDEOS}; take a Qwen2-VL model, or show single frames with --image")
+    if draw is not None and config.chat.grounding is None:
+        raise ConfigError(f"--draw: {model} (chat format {config.chat.name}) was not taught to write boxes")
 
 
 class Interactive:

@@ -101,7 +101,7 @@ def plan(
     if json:
         from json import dumps
 
-        typer.echo(dumps([asdict(each) for each in (*rows, *video_rows)], indent=1))
+        typer.echo(dumps([*map(asdict, rows), *map(asdict, video_rows)], indent=1))
     else:
         _print_tables(rows, clips, video_rows)
 
