@@ -3,15 +3,15 @@
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from opsin import families
 from opsin.cli._beams import check_beams
 from opsin.cli._draw import check_draw, draw_answer
+from opsin.cli._json import answer_as_json
 from opsin.cli._options import MODE_HELP, Mode
 from opsin.cli._videos import NO_VIDEOS, describe_clip
 from opsin.errors import ConfigError, MediaError, OpsinError, nearest
@@ -119,7 +119,7 @@ def chat(
     seconds = time.perf_counter() - started
     if json:
         assert prompt is not None
-        typer.echo(_as_json(session, prompt, images, videos, load_seconds=seconds))
+        typer.echo(answer_as_json(session, prompt, images, videos, load_seconds=seconds))
     elif prompt is not None:
         _answer(session, prompt, images, videos)
     else:
@@ -228,43 +228,6 @@ def _answer(session: "Chat", text: str, images: list[str], videos: list[str]) ->
     _remark(
         f"({usage.image_tokens} picture and {usage.text_tokens} text tokens, {usage.new_tokens} new in {took:.1f} s"
         + (f", {speed:.1f} a second)" if usage.new_tokens > 1 else ")")
-    )
-
-
-def _as_json(session: "Chat", text: str, images: list[str], videos: list[str], *, load_seconds: float) -> str:
-    from json import dumps
-
-    answer = session.ask(text, *images, videos=videos)
-    assert session.prompt is not None
-    plans = [image.plan for image in session.prompt.images if not image.plan.frames]
-    clips = [image.plan for image in session.prompt.images if image.plan.frames]
-    pictures = [
-        {"picture": path, "size": plan.size, "tiles": plan.num_tiles, "tokens": plan.num_slots}
-        for path, plan in zip(images, plans, strict=True)
-    ]
-    shown = [
-        {"video": path, "size": plan.size, "frames": plan.frames, "tokens": plan.num_slots}
-        for path, plan in zip(videos, clips, strict=True)
-    ]
-    usage: dict[str, Any] = asdict(answer.usage)
-    usage["prompt_tokens"] = answer.usage.text_tokens + answer.usage.image_tokens
-    return dumps(
-        {
-            "model": str(getattr(session.model, "name", "")),
-            "text": answer.text,
-            "finish": answer.finish,
-            "usage": usage,
-            "pictures": pictures,
-            **({"videos": shown} if shown else {}),
-            "notes": session.prompt.notes,
-            "seconds": {
-                "load": round(load_seconds, 3),
-                "prefill": round(answer.prefill_seconds, 3),
-                "decode": round(answer.decode_seconds, 3),
-            },
-        },
-        indent=1,
-        ensure_ascii=False,
     )
 
 
