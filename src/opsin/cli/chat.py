@@ -3,15 +3,20 @@
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opsin import families
+from opsin.cli._beams import check_beams
+from opsin.cli._draw import check_draw, draw_answer
+from opsin.cli._json import answer_as_json
 from opsin.cli._options import MODE_HELP, Mode
+from opsin.cli._videos import NO_VIDEOS, describe_clip
 from opsin.errors import ConfigError, MediaError, OpsinError, nearest
 from opsin.media.image import image_size
+from opsin.spec.model import VLMConfig
 
 if TYPE_CHECKING:
     from opsin.generate import Chat
@@ -30,23 +35,32 @@ def chat(
     image: Annotated[
         list[str] | None, typer.Option("--image", "-i", help="A picture for the first question; may be repeated.")
     ] = None,
+    video: Annotated[
+        list[str] | None, typer.Option("--video", help="A video for the first question (Qwen2-VL); may be repeated.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token; 1 draws as trained.")] = 0.0,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from this many likeliest tokens.")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: less of what was said already.")] = 1.0,
+    beams: Annotated[int | None, typer.Option(help="Search for the likeliest answer: 5 with BLIP-2.")] = None,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(help="With --beams (else 1): above 0 long answers gain, below 0 short ones."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
     system: Annotated[str | None, typer.Option(help="Replaces the system text of the model's chat format.")] = None,
     mode: Annotated[Mode, typer.Option(help=MODE_HELP)] = Mode.display,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto keeps the checkpoint's.")] = "auto",
+    draw: Annotated[str | None, typer.Option(help="Draw the boxes of the answer on the picture: a new file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer to PROMPT as JSON, with usage.")] = False,
 ) -> None:
     """Talk with a model about pictures.
 
-    With PROMPT: one answer, streamed. Without: back and forth, also with questions piped in line by line; /help lists
-    what can be typed. Pictures stand before the text of their question. Settings are the ones given here, whatever the
-    model's generation_config.json says.
+    With PROMPT: one answer, streamed (with --beams it comes at once). Without: back and forth, also with questions
+    piped in line by line; /help lists what can be typed. Pictures and videos stand before the text of their question.
+    Settings are the ones given here, whatever the model's generation_config.json says.
 
     Examples:
 
@@ -54,38 +68,73 @@ def chat(
 
         opsin chat llava-hf/llava-1.5-7b-hf --image left.jpg --image right.jpg
 
+        opsin chat qwen2-vl-2b-instruct "What happens?" --video clip.mp4
+
         opsin chat ./demo/model "Which shapes are there?" -i test.png --json
     """
     if json and prompt is None:
         raise ConfigError("--json prints one answer; give a PROMPT")
-    images = image or []
+    images, videos = image or [], video or []
+    if beams is not None or length_penalty is not None:
+        check_beams(
+            beams,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+    if draw is not None:
+        check_draw(draw, prompt, images)
     for path in images:  # before the model is loaded, which takes longer
         image_size(path, mode=mode.value)
+    for path in videos:
+        describe_clip(path, mode.value)
+    known = [each for each in families.all_presets() if model == each.id or model in each.hub]
+    if known and not Path(model).exists():  # of others nothing is known before they are loaded
+        _check_abilities(model, known[0].config, videos, draw)
     # Torch is imported from here on.
     from opsin.generate import Chat, Sampling
+    from opsin.generate.beam import Beams
     from opsin.generate.ready import load_ready
 
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    sampling: Sampling | Beams
+    if beams is not None:
+        penalty = 1.0 if length_penalty is None else length_penalty
+        sampling = Beams(num_beams=beams, max_new_tokens=max_new_tokens, length_penalty=penalty)
+    else:
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
     started = time.perf_counter()
     _remark(f"loading {model} ...")
     loaded = load_ready(model, device=device, dtype=dtype)
+    _check_abilities(model, loaded.config, videos, draw)
     session = Chat(loaded, sampling=sampling, system_text=system, image_mode=mode.value)
     seconds = time.perf_counter() - started
     if json:
         assert prompt is not None
-        typer.echo(_as_json(session, prompt, images, load_seconds=seconds))
+        typer.echo(answer_as_json(session, prompt, images, videos, load_seconds=seconds))
     elif prompt is not None:
-        _answer(session, prompt, images)
+        _answer(session, prompt, images, videos)
     else:
         _remark(f"{loaded.name} is ready after {seconds:.1f} s. /help lists what you can type.")
-        Interactive(session, mode).run(images)
+        Interactive(session, mode).run(images, videos)
+    if draw is not None:
+        draw_answer(session, draw, images[0], mode.value)
+
+
+def _check_abilities(model: str, config: VLMConfig, videos: list[str], draw: str | None) -> None:
+    """Whether the model can do what is asked of it. Raises ConfigError."""
+    if videos and not config.reads_videos:
+        raise ConfigError(f"--video: {model} {NO_VIDEOS}; take a Qwen2-VL model, or show single frames with --image")
+    if draw is not None and config.chat.grounding is None:
+        raise ConfigError(f"--draw: {model} (chat format {config.chat.name}) was not taught to write boxes")
 
 
 class Interactive:
@@ -96,9 +145,11 @@ class Interactive:
         self.mode = mode
         self.waiting: list[str] = []
         """Pictures for the next question."""
+        self.waiting_videos: list[str] = []
 
-    def run(self, images: list[str]) -> None:
+    def run(self, images: list[str], videos: list[str]) -> None:
         """Answer line by line until the input ends."""
+        self.waiting_videos = list(videos)
         for path in images:
             self._show(path)
         if sys.stdin.isatty():
@@ -122,7 +173,7 @@ class Interactive:
                 _remark("(stopped)", always=True)
             except OpsinError as error:
                 if isinstance(error, MediaError):
-                    self.waiting.clear()
+                    self._forget_waiting()
                 print(f"error: {error}", file=sys.stderr, flush=True)
 
     def _take(self, line: str) -> None:
@@ -131,7 +182,7 @@ class Interactive:
             self._show(rest.strip().strip("'\""))
         elif command == "/reset":
             self.session.reset()
-            self.waiting.clear()
+            self._forget_waiting()
             _remark("everything is forgotten")
         elif command == "/help":
             print("\n".join(f"{name} {text}" for name, text in COMMANDS.items()), file=sys.stderr)
@@ -141,8 +192,12 @@ class Interactive:
                 "A question that begins with / needs a space before it"
             )
         elif line.strip():
-            _answer(self.session, line.strip(), self.waiting)
-            self.waiting = []
+            _answer(self.session, line.strip(), self.waiting, self.waiting_videos)
+            self.waiting, self.waiting_videos = [], []
+
+    def _forget_waiting(self) -> None:
+        self.waiting.clear()
+        self.waiting_videos.clear()
 
     def _show(self, path: str) -> None:
         """Check a picture now, and keep it for the next question."""
@@ -155,11 +210,11 @@ class Interactive:
         _remark(f"{Path(path).name}, {size[0]}x{size[1]}: {slots} tokens, shown with the next question")
 
 
-def _answer(session: "Chat", text: str, images: list[str]) -> None:
+def _answer(session: "Chat", text: str, images: list[str], videos: list[str]) -> None:
     """Stream one answer to standard output."""
     clean = sys.stdout.isatty()
     try:
-        for piece in session.stream(text, *images):
+        for piece in session.stream(text, *images, videos=videos):
             print(printable(piece) if clean else piece, end="", flush=True)
     finally:
         if session.prompt is not None and session.messages[-1].role == "assistant":
@@ -173,37 +228,6 @@ def _answer(session: "Chat", text: str, images: list[str]) -> None:
     _remark(
         f"({usage.image_tokens} picture and {usage.text_tokens} text tokens, {usage.new_tokens} new in {took:.1f} s"
         + (f", {speed:.1f} a second)" if usage.new_tokens > 1 else ")")
-    )
-
-
-def _as_json(session: "Chat", text: str, images: list[str], *, load_seconds: float) -> str:
-    from json import dumps
-
-    answer = session.ask(text, *images)
-    assert session.prompt is not None
-    plans = [image.plan for image in session.prompt.images]
-    pictures = [
-        {"picture": path, "size": plan.size, "tiles": plan.num_tiles, "tokens": plan.num_slots}
-        for path, plan in zip(images, plans, strict=True)
-    ]
-    usage: dict[str, Any] = asdict(answer.usage)
-    usage["prompt_tokens"] = answer.usage.text_tokens + answer.usage.image_tokens
-    return dumps(
-        {
-            "model": str(getattr(session.model, "name", "")),
-            "text": answer.text,
-            "finish": answer.finish,
-            "usage": usage,
-            "pictures": pictures,
-            "notes": session.prompt.notes,
-            "seconds": {
-                "load": round(load_seconds, 3),
-                "prefill": round(answer.prefill_seconds, 3),
-                "decode": round(answer.decode_seconds, 3),
-            },
-        },
-        indent=1,
-        ensure_ascii=False,
     )
 
 

@@ -10,6 +10,8 @@ import typer
 
 from opsin import families
 from opsin.cli._options import MODE_HELP, Mode, describe_model, picture_size, readable_bytes
+from opsin.cli._videos import Clip, VideoRow, describe_clip, video_row, video_table
+from opsin.errors import ConfigError
 from opsin.media.image import DEFAULT_LIMITS, check_plan
 from opsin.spec.model import VLMConfig
 from opsin.spec.plan import Size
@@ -54,7 +56,12 @@ class Row:
 
 
 def plan(
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE", help="Picture files, or sizes such as 640x480.")],
+    pictures: Annotated[
+        list[str] | None, typer.Argument(metavar="PICTURE", help="Picture files, or sizes such as 640x480.")
+    ] = None,
+    video: Annotated[
+        list[str] | None, typer.Option("--video", help="A video, or one as written, such as 640x480x250@25.")
+    ] = None,
     model: Annotated[
         list[str], typer.Option("--model", "-m", help="A preset, a model's folder, or `all`; may be repeated.")
     ] = ["all"],  # noqa: B006  typer copies it
@@ -75,20 +82,28 @@ def plan(
         opsin plan 640x480 1920x1080 --model all
 
         opsin plan *.jpg --model llava-next-vicuna-7b --json
+
+        opsin plan --video clip.mp4 --model qwen2-vl-7b-instruct
     """
+    pictures, videos = pictures or [], video or []
+    if not pictures and not videos:
+        raise ConfigError("nothing to plan; name a picture, a size such as 640x480, or --video clip.mp4")
     sizes = [picture_size(picture, mode) for picture in pictures]
+    clips = [describe_clip(each, mode.value) for each in videos]
     presets = [preset.id for preset in families.all_presets()]
-    rows = []
+    rows: list[Row] = []
+    video_rows: list[VideoRow] = []
     for name in [each for given in model for each in (presets if given == "all" else [given])]:
         config, tokenizer = describe_model(name)
+        video_rows += [video_row(name, config, clip, number_bytes=HALF_PRECISION) for clip in clips]
         text = count_text(config, tokenizer)
         rows += [row(name, config, picture, size, text) for picture, size in zip(pictures, sizes, strict=True)]
     if json:
         from json import dumps
 
-        typer.echo(dumps([asdict(each) for each in rows], indent=1))
+        typer.echo(dumps([*map(asdict, rows), *map(asdict, video_rows)], indent=1))
     else:
-        _print_tables(rows)
+        _print_tables(rows, clips, video_rows)
 
 
 def row(
@@ -136,12 +151,14 @@ def estimate(text: str) -> int:
     return sum(-(-len(piece) // 8) for piece in pieces)
 
 
-def _print_tables(rows: list[Row]) -> None:
+def _print_tables(rows: list[Row], clips: list[Clip], video_rows: list[VideoRow]) -> None:
     """One table of all pictures for a single model, else one of all models for each picture."""
     from rich.console import Console
 
     # Not cut to 80 columns where there is no terminal: files and pipes take lines of any length.
     console = Console(width=None if sys.stdout.isatty() else 200)
+    for clip in clips:
+        console.print(video_table(clip, [each for each in video_rows if each.video == clip.name]))
     if len({each.model for each in rows}) == 1:
         console.print(_table(rows[0].model, "picture", [(_name(each), each) for each in rows]))
         return

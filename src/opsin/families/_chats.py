@@ -6,6 +6,7 @@ written differently for training than for inference, and so are two values here:
 """
 
 from opsin.families._blip2_parts import BLIP2_CHATS
+from opsin.families._grounding import INTERNVL_BOXES, LLAVA_BOXES, QWEN2_VL_BOXES
 from opsin.spec.chat import AssistantTurn, ChatFormat, Control, ImageMarkup, Piece, Text, UserTurn
 
 BOS = Control(token="<s>")
@@ -157,7 +158,7 @@ V0 = LLAVA_V0.replace(name="v0", example=V0_EXAMPLE)
 V0_MMTAG = _separated("v0_mmtag", MMTAG_SYSTEM, markup=MMTAG_MARKUP)
 V0_TRAIN = _separated_training("v0_train", HUMAN_SYSTEM)
 V0_MMTAG_TRAIN = _separated_training("v0_mmtag_train", MMTAG_SYSTEM, markup=MMTAG_MARKUP)
-V1 = _vicuna("v1", USER_SYSTEM)
+V1 = _vicuna("v1", USER_SYSTEM).replace(grounding=LLAVA_BOXES)
 LLAVA_V1 = _vicuna("llava_v1", HUMAN_SYSTEM)
 V1_MMTAG = _vicuna("v1_mmtag", MMTAG_SYSTEM, markup=MMTAG_MARKUP)
 LLAMA_2 = _llama_2("llama_2", LLAMA_2_SYSTEM)
@@ -203,6 +204,7 @@ QWEN2_VL = ChatFormat(
     empty_turn="whole",
     markup=VISION_MARKUP,
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
+    grounding=QWEN2_VL_BOXES,
 )
 """Qwen2-VL-Instruct: the published chat template. Answers are taught with `<|im_end|>` and the line break after it, as
 2U1/Qwen2-VL-Finetune does; the authors' own training code is not published."""
@@ -218,6 +220,7 @@ QWEN2_VL_BASE = ChatFormat(
     empty_turn="whole",
     markup=VISION_MARKUP,
     stop_tokens=("<|endoftext|>", "<|im_end|>"),
+    grounding=QWEN2_VL_BOXES,
 )
 """Qwen2-VL base models: contents one after the other, nothing around them. Their template writes no answers; that these
 end with `<|endoftext|>` is ours, after generation_config.json, which stops at it."""
@@ -260,6 +263,7 @@ def _internvl(name: str, system: str, *, markup: ImageMarkup, newline: bool = Fa
         empty_turn="whole",
         markup=markup,
         stop_tokens=("<|im_end|>", "<|im_start|>", "</s>"),
+        grounding=INTERNVL_BOXES,
     )
 
 
@@ -289,6 +293,7 @@ PHI3_CHAT = ChatFormat(
     empty_turn="whole",
     markup=RELEASE_MARKUP,
     stop_tokens=("<|end|>", "<|endoftext|>", "</s>"),
+    grounding=INTERNVL_BOXES,
 )
 """Mini-InternVL 4B as it was trained and released (conversation.py at 0556aa8)."""
 PHI3_CHAT_LATER = PHI3_CHAT.replace(name="phi3_chat_later", system=INTERNVL_SYSTEM, markup=INTERNVL_MARKUP)

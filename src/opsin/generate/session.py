@@ -16,6 +16,7 @@ from opsin.media.prepare import PreparedImage
 from opsin.nn.cache import KVCache, decode_dtype
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
+from opsin.text.grounding import Reading, read, spell
 from opsin.text.messages import Conversation, ImageSource, Message, VideoSource, assistant, system, user
 from opsin.text.tokenizer import Tokenizer
 
@@ -115,6 +116,22 @@ class Chat:
             self.messages.append(assistant("".join(pieces).strip()))
             # Every sampled id but the last was run; after an interruption perhaps one less.
             self._cached = _marked(prompt, ids)[: cache.lengths[0]]
+
+    def boxes(self) -> Reading:
+        """The boxes of the last answer, in pixels of the last picture shown. Raises GenerationError.
+
+        A box does not say which picture it is on, so ask about one.
+        """
+        grounding = self.model.config.chat.grounding
+        if grounding is None:
+            raise GenerationError(
+                f"this model (chat format {self.model.config.chat.name}) was not taught to write boxes; take one that "
+                "was, such as llava-1.5-7b or qwen2-vl-2b-instruct"
+            )
+        pictures = [] if self.prompt is None else [each.plan for each in self.prompt.images if not each.plan.frames]
+        if self.answer is None or not pictures:
+            raise GenerationError("there are no boxes without an answer about a picture; ask about one first")
+        return read(spell(self.answer.ids, self.model.tokenizer, grounding), grounding, pictures[-1].size)
 
     def _reusable_cache(self, prompt: Encoded) -> KVCache:
         """The cache, cut to what it has in common with the prompt."""

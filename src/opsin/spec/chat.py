@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from opsin.spec.base import Spec
+from opsin.spec.grounding import Grounding
 
 
 class Text(Spec):
@@ -108,3 +109,5 @@ class ChatFormat(Spec):
     """Control tokens that end an answer."""
     stop_strings: tuple[str, ...] = ()
     """Text that ends an answer and is cut from it."""
+    grounding: Grounding | None = None
+    """How boxes on pictures are written; None: the model was not taught to."""

@@ -91,6 +91,11 @@ class VLMConfig(Spec):
         return self.resolution.uses_newline
 
     @property
+    def reads_videos(self) -> bool:
+        """Whether the model was trained on videos."""
+        return isinstance(self.resolution, Native) and self.resolution.video is not None
+
+    @property
     def _keeps_class_rows(self) -> bool:
         """Whether each tile has a row of the class token's: connectors that look at whole tiles take it in."""
         return self.vision.class_token == "keep" and self.connector.kind not in ("resampler", "qformer")
