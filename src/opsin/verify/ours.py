@@ -21,7 +21,7 @@ from opsin.verify.rungs import Tap, Trace, as_array, tapped
 
 QUESTION = "What is shown in this picture?"
 NUM_LOGITS = 16
-"""Tokens at the end of the prompt whose logits are compared: all of them would take gigabytes for large vocabularies."""
+"""Tokens at the end of the prompt whose logits are compared: all would take gigabytes."""
 
 
 def drawn_picture() -> Image.Image:

@@ -86,8 +86,8 @@ def load_transformers() -> Any:
         transformers = import_module("transformers")
     except ImportError as error:
         raise ConfigError(
-            f"transformers cannot be imported ({error}), and it is what opsin is compared with. Install it (pip install "
-            "transformers), or compare with a recorded case (--case FOLDER)"
+            f"transformers cannot be imported ({error}), and it is what opsin is compared with. Install it "
+            "(pip install transformers)"
         ) from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
@@ -100,7 +100,7 @@ def class_name(folder: Path) -> str:
     if name not in CLASSES:
         raise ConfigError(
             f"{folder}: transformers computes no model of class {name!r} by itself that opsin has too (it has "
-            f"{', '.join(CLASSES)}); only a recorded case can verify this one (--case FOLDER)"
+            f"{', '.join(CLASSES)}); only recorded outputs of its authors' code can verify it"
         )
     return str(name)
 
@@ -156,7 +156,9 @@ def climb(
         trace.values["positions"] = as_array(axes.T)
     else:
         trace.missing["positions"] = "relative to one another in this decoder"
-    model.generation_config = transformers.GenerationConfig(
+    # BLIP-2 answers with its language model's own settings.
+    language = model.get_submodule(points.language)
+    model.generation_config = language.generation_config = transformers.GenerationConfig(
         do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=max_new_tokens, pad_token_id=0
     )
     new = model.generate(**inputs, **start)[0]
@@ -222,10 +224,10 @@ def _load(transformers: Any, folder: Path, dtype: torch.dtype, device: str) -> A
     model, report = getattr(transformers, class_name(folder)).from_pretrained(
         folder, dtype=dtype, attn_implementation="eager", output_loading_info=True, local_files_only=True
     )
-    if report["missing_keys"] or report["unexpected_keys"]:
+    unfit = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    if unfit:
         raise ConfigError(
-            f"{folder}: transformers misses {len(report['missing_keys'])} tensors and does not know "
-            f"{len(report['unexpected_keys'])} ({', '.join(sorted({*report['missing_keys'], *report['unexpected_keys']})[:3])})"
+            f"{folder}: transformers misses or does not know {len(unfit)} tensors ({', '.join(unfit[:3])})"
         )
     return model.eval().to(device)
 
