@@ -1,5 +1,6 @@
 """`opsin verify`: does a model compute here what it computes in transformers, rung by rung."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,7 +72,8 @@ def _print(ladder: "Ladder") -> None:
     for step in ladder.steps:
         error, allowed = ("" if value is None else f"{value:.3g}" for value in (step.error, step.tolerance))
         table.add_row(step.rung, error, allowed, f"{step.verdict}{': ' * bool(step.note)}{step.note}")
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    # Not cut to 80 columns where there is no terminal.
+    console = Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True, highlight=False, markup=False)
     for note in ladder.notes:
         console.print(note)
     console.print(table)

@@ -9,6 +9,7 @@ import torch
 from opsin import weights
 from opsin.families import family
 from opsin.media.image import ImageSource, open_image
+from opsin.text.tokenizer import load_tokenizer
 from opsin.verify import ours, theirs
 from opsin.verify.rungs import Ladder, compare
 from opsin.weights import Model
@@ -59,7 +60,7 @@ def verify_tiny(
     preset = family(name).tiny
     theirs.load_transformers()
     with TemporaryDirectory() as folder:
-        write_tiny(name, Path(folder) / "hf")
+        write_tiny(name, Path(folder) / "hf", num_ids=load_tokenizer(tokenizer).vocab_size if tokenizer else 0)
         loaded = weights.load(Path(folder) / "hf", dtype=dtype, tokenizer=tokenizer)
         loaded.name = preset.id
         return _compare(
@@ -67,15 +68,24 @@ def verify_tiny(
         )
 
 
-def write_tiny(name: str, folder: Path) -> None:
-    """A family's tiny preset with sharp random weights, in the layout of transformers."""
+def write_tiny(name: str, folder: Path, *, num_ids: int = 0) -> None:
+    """A family's tiny preset with sharp random weights, in the layout of transformers.
+
+    num_ids: ids of the tokenizer; where they are more than the preset has, marks of pictures go behind them.
+    """
     preset = family(name).tiny
-    vlm = weights.build(preset.config, seed=1)
+    config = preset.config
+    if num_ids + 2 > config.decoder.vocab_size:
+        marks: dict[str, Any] = {"image_token_id": num_ids + 1}
+        if config.video_token_id is not None:
+            marks["video_token_id"] = num_ids
+        config = config.replace(decoder=config.decoder.replace(vocab_size=num_ids + 2), **marks)
+    vlm = weights.build(config, seed=1)
     with torch.no_grad():
         for parameter in vlm.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(SHARPEN)
-    export(Model(vlm, preset.config, preset.id), folder)
+    export(Model(vlm, config, preset.id), folder)
 
 
 def export(model: Model, folder: Path) -> None:
@@ -105,6 +115,6 @@ def _compare(
         dtype=next(model.vlm.parameters()).dtype,
         device="cpu",
         max_new_tokens=max_new_tokens,
-        has_text=model.has_tokenizer,
+        tokenizer=model.tokenizer_folder if model.has_tokenizer else None,
     )
     return Ladder(model.name, f"transformers' {name}", dtype, tuple(compare(here, there, dtype=dtype)), notes)

@@ -115,18 +115,19 @@ def climb(
     dtype: torch.dtype,
     device: str,
     max_new_tokens: int,
-    has_text: bool,
+    tokenizer: Path | None,
 ) -> Trace:
     """The same climb from a folder in a layout of transformers.
 
     Pixels and ids are its own. What comes after starts from ours, so that one fault shows on one rung. picture: as its
-    users would hand it over. has_text: whether the ids are those of a text.
+    users would hand it over. tokenizer: folder of its files, where the ids are those
+    of a text.
     """
     transformers, trace = load_transformers(), Trace()
     points = CLASSES[class_name(folder)]
     _prepare(transformers, folder, picture, vision, trace)
-    if has_text:
-        _tokenise(transformers, folder, sample, trace)
+    if tokenizer is not None:
+        _tokenise(transformers, tokenizer, sample, trace)
     else:
         trace.missing["ids"] = "no tokenizer; ids are given"
     model = _load(transformers, folder, dtype, device)
