@@ -29,6 +29,7 @@ FLOORS = {
     "inspect": 5,
     "demo": 5,
     "serve": 5,
+    "verify": 5,
     "cli": 6,
     "__init__": 7,  # the public face, which imports what it shows only when it is asked for
 }

@@ -21,6 +21,7 @@ VERBS = {
     "chat": "Talk with a model about pictures.",
     "match": "Which text fits a picture, or which pictures of a folder fit a text.",
     "plan": "How many tokens pictures take, before anything is loaded.",
+    "verify": "Compare a model with transformers, rung by rung.",
     "show": "What a model consists of: parts, shapes, counts.",
     "train": "Train a model by a recipe.",
     "env": "Versions and devices, for bug reports.",

@@ -1,0 +1,120 @@
+"""Both climbs, and their comparison."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from opsin import weights
+from opsin.families import family
+from opsin.media.image import ImageSource, open_image
+from opsin.text.tokenizer import load_tokenizer
+from opsin.verify import ours, theirs
+from opsin.verify.rungs import Ladder, compare
+from opsin.weights import Model
+
+SHARPEN = 4.0
+"""Random matrices are multiplied by it: as drawn, attention is nearly even, and a wrong rotation would hardly show."""
+
+
+def verify(
+    name: str | Path,
+    *,
+    against: Path | None = None,
+    tokenizer: Path | None = None,
+    image: ImageSource | None = None,
+    prompt: str | None = None,
+    dtype: str = "float32",
+    max_new_tokens: int = 16,
+) -> Ladder:
+    """Compare a model here with the same model in transformers.
+
+    against: folder that transformers reads; by default the model's own, or an export where it is in another layout.
+    Raises ConfigError where the two cannot be compared, and what loading raises.
+    """
+    theirs.load_transformers()  # before anything large is loaded
+    model = weights.load(name, dtype=dtype, tokenizer=tokenizer)
+    own = weights.resolve(str(name)) if model.layout.startswith("hf") else None
+    options: dict[str, Any] = {"image": image, "prompt": prompt, "dtype": dtype, "max_new_tokens": max_new_tokens}
+    if against is not None or own is not None:
+        return _compare(model, against or own or Path(), **options)
+    with TemporaryDirectory() as folder:
+        export(model, Path(folder) / "hf")
+        loaded = weights.load(Path(folder) / "hf", dtype=dtype, tokenizer=model.tokenizer_folder)
+        loaded.name = model.name
+        note = f"{model.name} is in layout {model.layout!r}; compared by way of an export to the layout of transformers"
+        return _compare(loaded, Path(folder) / "hf", notes=(note,), **options)
+
+
+def verify_tiny(
+    name: str,
+    *,
+    tokenizer: Path | None = None,
+    image: ImageSource | None = None,
+    prompt: str | None = None,
+    dtype: str = "float32",
+    max_new_tokens: int = 16,
+) -> Ladder:
+    """Compare a family's tiny preset with random weights. Raises UnknownNameError, or ConfigError as `verify` does."""
+    preset = family(name).tiny
+    theirs.load_transformers()
+    with TemporaryDirectory() as folder:
+        write_tiny(name, Path(folder) / "hf", num_ids=load_tokenizer(tokenizer).vocab_size if tokenizer else 0)
+        loaded = weights.load(Path(folder) / "hf", dtype=dtype, tokenizer=tokenizer)
+        loaded.name = preset.id
+        return _compare(
+            loaded, Path(folder) / "hf", image=image, prompt=prompt, dtype=dtype, max_new_tokens=max_new_tokens
+        )
+
+
+def write_tiny(name: str, folder: Path, *, num_ids: int = 0) -> None:
+    """A family's tiny preset with sharp random weights, in the layout of transformers.
+
+    num_ids: ids of the tokenizer; where they are more than the preset has, marks of pictures go behind them.
+    """
+    preset = family(name).tiny
+    config = preset.config
+    if num_ids + 2 > config.decoder.vocab_size:
+        marks: dict[str, Any] = {"image_token_id": num_ids + 1}
+        if config.video_token_id is not None:
+            marks["video_token_id"] = num_ids
+        config = config.replace(decoder=config.decoder.replace(vocab_size=num_ids + 2), **marks)
+    vlm = weights.build(config, seed=1)
+    with torch.no_grad():
+        for parameter in vlm.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(SHARPEN)
+    export(Model(vlm, config, preset.id), folder)
+
+
+def export(model: Model, folder: Path) -> None:
+    """Write the model for transformers, with its tokenizer where it has one. Raises ConfigError where it cannot be."""
+    weights.export(folder, model, layout="hf")
+
+
+def _compare(
+    model: Model,
+    folder: Path,
+    *,
+    image: ImageSource | None,
+    prompt: str | None,
+    dtype: str,
+    max_new_tokens: int,
+    notes: tuple[str, ...] = (),
+) -> Ladder:
+    name = theirs.class_name(folder)
+    source = ours.drawn_picture() if image is None else image
+    sample = ours.encode(model.config, model.tokenizer if model.has_tokenizer else None, source, prompt)
+    here = ours.climb(model.vlm, sample, max_new_tokens=max_new_tokens)
+    there = theirs.climb(
+        folder,
+        sample,
+        open_image(source, mode="reference").pixels,
+        model.config.vision,
+        dtype=next(model.vlm.parameters()).dtype,
+        device="cpu",
+        max_new_tokens=max_new_tokens,
+        tokenizer=model.tokenizer_folder if model.has_tokenizer else None,
+    )
+    return Ladder(model.name, f"transformers' {name}", dtype, tuple(compare(here, there, dtype=dtype)), notes)
