@@ -3,8 +3,9 @@
 from opsin.generate import Chat, Sampling, generate, stream
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from opsin.lazy import lookup
 
 if TYPE_CHECKING:
     from opsin.generate.beam import Beams as Beams
@@ -29,8 +30,4 @@ _HOMES = {
     "Chat": "session",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'opsin.generate' has no attribute {name!r}")
-    return getattr(import_module(f"opsin.generate.{_HOMES[name]}"), name)
+__getattr__ = lookup(__name__, _HOMES)

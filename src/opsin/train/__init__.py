@@ -3,8 +3,9 @@
 Names are looked up on first use, so that importing this package does not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from opsin.lazy import lookup
 
 if TYPE_CHECKING:
     from opsin.train.config import read_run as read_run
@@ -31,8 +32,4 @@ _HOMES = {
     "StopRequest": "stop",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'opsin.train' has no attribute {name!r}")
-    return getattr(import_module(f"opsin.train.{_HOMES[name]}"), name)
+__getattr__ = lookup(__name__, _HOMES)

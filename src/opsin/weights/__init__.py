@@ -3,8 +3,9 @@
 Names are looked up on first use, so that importing this package does not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from opsin.lazy import lookup
 
 if TYPE_CHECKING:
     from opsin.weights.config import describe as describe
@@ -40,8 +41,4 @@ _HOMES = {
     "ExportReport": "exporter",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'opsin.weights' has no attribute {name!r}")
-    return getattr(import_module(f"opsin.weights.{_HOMES[name]}"), name)
+__getattr__ = lookup(__name__, _HOMES)
