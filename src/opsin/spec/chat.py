@@ -24,7 +24,14 @@ class Control(Spec):
     supervised: bool = False
 
 
-Piece = Annotated[Text | Control, Field(discriminator="kind")]
+class Break(Spec):
+    """Text that stands before and after it is tokenised apart (Qwen-VL hands its tokenizer a turn's name and what is
+    said in it one by one)."""
+
+    kind: Literal["break"] = "break"
+
+
+Piece = Annotated[Text | Control | Break, Field(discriminator="kind")]
 Pieces = tuple[Piece, ...]
 
 
@@ -33,8 +40,8 @@ class ImageMarkup(Spec):
 
     label: str = ""
     """Text in front, in which {} is the picture's number in the conversation, from 1: `Picture {}: `."""
-    labelled: Literal["all", "several_beside"] = "all"
-    """Which pictures have a label. `several_beside`: those that stand beside the text of their turn, where there are
+    labelled: Literal["all", "beside", "several_beside"] = "all"
+    """Which pictures have a label. `beside`: those that stand beside the text of their turn; `several_beside`: those that stand beside the text of their turn, where there are
     several; text that says where pictures belong names them itself (InternVL)."""
     video_label: str = ""
     """The same for videos, which are counted for themselves."""
@@ -47,8 +54,8 @@ class ImageMarkup(Spec):
     separator: Pieces = ()
     """Between a picture and what follows it in its turn; nothing follows a picture without text. With `inline` only
     after pictures that stand beside the text: text that says where pictures belong has its own."""
-    separated: Literal["each", "last"] = "each"
-    """Whether `separator` follows each picture, or only the last before a text."""
+    separated: Literal["each", "last", "always"] = "each"
+    """Whether `separator` follows each picture, or only the last before a text; `always`: also where nothing follows."""
 
 
 class UserTurn(Spec):

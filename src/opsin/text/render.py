@@ -1,11 +1,11 @@
 """From messages to spans: the one place that knows how a conversation is written, for training and for inference."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from opsin.errors import MessageError
-from opsin.spec.chat import ChatFormat, Pieces, Text
+from opsin.spec.chat import Break, ChatFormat, Pieces, Text
 from opsin.text.messages import ImagePart, MediaPart, Message, TextPart, VideoPart
 
 Source = Literal["template", "user", "assistant", "system"]
@@ -19,6 +19,8 @@ class TextSpan:
     text: str
     supervised: bool
     source: Source
+    is_closed: bool = False
+    """Whether the text after it is tokenised apart from it."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,11 @@ def _take_opening(chat: ChatFormat, turns: list[Message]) -> tuple[Message, list
 def _pieces(pieces: Pieces, *, source: Literal["begin", "template"] = "template", teach: bool = True) -> list[Span]:
     spans: list[Span] = []
     for piece in pieces:
+        if isinstance(piece, Break):
+            last = spans.pop()
+            assert isinstance(last, TextSpan), "a break stands after a text"
+            spans.append(replace(last, is_closed=True))
+            continue
         supervised = piece.supervised and teach
         if isinstance(piece, Text):
             spans.append(TextSpan(piece.text, supervised, "template"))
@@ -185,14 +192,15 @@ def _content(chat: ChatFormat, message: Message, numbers: dict[MediaPart, int]) 
             spans.append(TextSpan(part.text, False, "user"))
             continue
         is_beside = part.standing == "beside"
-        if chat.markup.labelled == "all" or (is_beside and len(beside) > 1):
+        enough = {"all": True, "beside": is_beside, "several_beside": is_beside and len(beside) > 1}
+        if enough[chat.markup.labelled]:
             spans += _label(chat, part, numbers[part])
         slots = ImageSpan(part.index, "video" if isinstance(part, VideoPart) else "image")
         spans += [*_pieces(chat.markup.before), slots, *_pieces(chat.markup.after)]
         following = parts[place + 1 : place + 2]
         if chat.markup.separated == "last":
             following = [part for part in following if isinstance(part, TextPart)]
-        if following and (in_front or is_beside):
+        if (following or chat.markup.separated == "always") and (in_front or is_beside):
             spans += _pieces(chat.markup.separator)
     return spans
 
