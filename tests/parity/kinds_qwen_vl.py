@@ -28,7 +28,7 @@ from opsin.nn.cache import KVCache
 from opsin.nn.vlm import VLM
 from opsin.spec.chat import ChatFormat
 from opsin.spec.model import VLMConfig
-from opsin.text.messages import Conversation, ImagePart, Message, TextPart, assistant, system, user
+from opsin.text.messages import ImagePart, Message, TextPart, assistant, system, user
 from opsin.text.path_slots import path_ids, path_of, split_pictures
 from opsin.text.render import ControlSpan, ImageSpan, Span, TextSpan, render
 from opsin.text.tokenise import IMAGE, tokenise
@@ -154,7 +154,7 @@ def _check_inference(
         check_close(logits, outputs["logits"][row][places >= padding], f"logits of row {row}", **close)
         if "layer0_key_cache" in outputs:
             keys = outputs["layer0_key_cache"][row]
-            ours = cache.keys[0][0, sample.num_tokens - len(keys) : sample.num_tokens].numpy()
+            ours = cache.keys[0][0, :, sample.num_tokens - len(keys) : sample.num_tokens].transpose(0, 1).numpy()
             check_close(ours, keys, "layer0_key_cache", **close)
         last = hidden[:, -1]
         for step, recorded in enumerate(outputs["greedy_ids"][row].tolist()):
@@ -251,7 +251,7 @@ def message(role: str, text: str, paths: list[str]) -> Message:
     texts, found = split_pictures(text)
     parts: list[Any] = [TextPart(texts[0])]
     for after in texts[1:]:
-        parts += [ImagePart(len(paths) + (len(parts) - 1) // 2, standing="marked"), TextPart(after)]
+        parts += [ImagePart(len(paths) + (len(parts) - 1) // 2, standing="in_text"), TextPart(after)]
     paths += found
     return Message(role, tuple(part for part in parts if part != TextPart("")))
 
@@ -264,12 +264,12 @@ def run_tokenizer(case: Case) -> None:
     names = list(tokenizer.controls)
     for row in data["cases"]:
         ids, decoded = _authors_ids(row["text"], tokenizer, names)
-        assert ids == row["ids"] and len(ids) == row["n"], row["text"]
+        assert ids == row["ids"], row["text"]
+        assert len(ids) == row["n"], row["text"]
         assert decoded == row["decoded"], row["text"]
         plain = tokenizer.encode(row["text"], "start").ids
         assert not set(plain) & set(tokenizer.controls.values()), row["text"]
-        skipped = row["decoded_skip_special"]
-        assert tokenizer.decode(ids) == skipped, (row["text"], skipped, tokenizer.decode(ids))
+        assert re.sub("|".join(map(re.escape, names)), "", decoded) == row["decoded_skip_special"], row["text"]
     for row in data["limits"]:
         if "error" in row and "..." not in row["text"]:
             with pytest.raises(TokenizerError):
@@ -323,7 +323,7 @@ def run_prompt(case: Case) -> None:
             turns = newest_turns(
                 chat, turns, tokenizer, slots_per_picture=256, max_tokens=args.get("max_window_size", 6144)
             )
-        shown = [paths[part.index] for turn in turns for part in turn.images]
+        shown = [paths[index] for turn in turns for index in turn.images]
         spans = with_controls(render(chat, turns, mode="prompt"), TAGS)
         said, left = "", list(shown)
         for span in spans:

@@ -41,8 +41,8 @@ class ImageMarkup(Spec):
     label: str = ""
     """Text in front, in which {} is the picture's number in the conversation, from 1: `Picture {}: `."""
     labelled: Literal["all", "beside", "several_beside"] = "all"
-    """Which pictures have a label. `beside`: those that stand beside the text of their turn; `several_beside`: those that stand beside the text of their turn, where there are
-    several; text that says where pictures belong names them itself (InternVL)."""
+    """Which pictures have a label. `beside`: those that stand beside the text of their turn; `several_beside`: only
+    where there are several of these. Text that says where pictures belong names them itself (InternVL, Qwen-VL)."""
     video_label: str = ""
     """The same for videos, which are counted for themselves."""
     before: Pieces = ()
@@ -55,7 +55,8 @@ class ImageMarkup(Spec):
     """Between a picture and what follows it in its turn; nothing follows a picture without text. With `inline` only
     after pictures that stand beside the text: text that says where pictures belong has its own."""
     separated: Literal["each", "last", "always"] = "each"
-    """Whether `separator` follows each picture, or only the last before a text; `always`: also where nothing follows."""
+    """Whether `separator` follows each picture, or only the last before a text; `always`: also where nothing follows
+    the picture."""
 
 
 class UserTurn(Spec):

@@ -67,8 +67,8 @@ def _read_ranks(data: bytes) -> dict[bytes, int]:
             ) from None
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
         raise TokenizerError(
-            f"{RANKS} holds {len(ranks)} pieces whose ranks are not 0 to {len(ranks) - 1}, or lacks single bytes; it is "
-            "cut short or not a rank file: download it again"
+            f"{RANKS} holds {len(ranks)} pieces whose ranks are not 0 to {len(ranks) - 1}, or lacks single bytes; "
+            "it is cut short or not a rank file: download it again"
         )
     return ranks
 
@@ -81,7 +81,7 @@ def _places(text: str, normal: str) -> list[int]:
     places: list[int] = []
     begin = 0
     for end in range(1, len(text) + 1):
-        if end == len(text) or unicodedata.is_normalized("NFC", text[end]) and not unicodedata.combining(text[end]):
+        if end == len(text) or (unicodedata.is_normalized("NFC", text[end]) and not unicodedata.combining(text[end])):
             places += [begin] * len(unicodedata.normalize("NFC", text[begin:end]))
             begin = end
     # The few letters that join without being marks (Hangul jamo) make the stretches too short: stay inside the text.

@@ -1,7 +1,7 @@
 """Text to ids and back. Text never becomes a control token: those are asked for by name.
 
-Back ends: sentencepiece (`tokenizer.model`), tiktoken (`qwen.tiktoken`) and Hugging Face tokenizers (`tokenizer.json`, `vocab.json` with
-`merges.txt`, or `vocab.txt`). Each reports where in the text every token starts, so that nothing has to be tokenised a
+Back ends: sentencepiece (`tokenizer.model`), tiktoken (`qwen.tiktoken`) and Hugging Face tokenizers (`tokenizer.json`,
+`vocab.json` with `merges.txt`, or `vocab.txt`). Each reports where in the text every token starts, so that nothing has to be tokenised a
 second time to find out which ids belong to an answer.
 """
 
@@ -180,7 +180,8 @@ def load_tokenizer(folder: Path, *, legacy: bool | None = None) -> Tokenizer:
         raise TokenizerError(f"{folder}: {error}") from None
     found = sorted(path.name for path in folder.iterdir())[:20] if folder.is_dir() else "no such folder"
     raise TokenizerError(
-        f"{folder} holds neither tokenizer.model nor tokenizer.json, nor qwen.tiktoken, nor vocab.json with merges.txt (found: {found}). "
+        f"{folder} holds neither tokenizer.model nor tokenizer.json, nor qwen.tiktoken, nor vocab.json with "
+        f"merges.txt (found: {found}). "
         "Copy one from the model's repository; transformers' AutoTokenizer writes a tokenizer.json from older files "
         "with save_pretrained."
     )
