@@ -80,7 +80,7 @@ def test_paths_are_written_as_bytes_and_read_back() -> None:
 def test_pictures_in_text_must_be_closed() -> None:
     assert split_pictures("a<img>b</img>c") == (["a", "c"], ["b"])
     assert split_pictures("x</img>") == (["x</img>"], [])
-    with pytest.raises(TokenizerError, match="<img> at character 3 .* is not closed"):
+    with pytest.raises(TokenizerError, match=r"<img> at character 3 .* is not closed"):
         split_pictures("ab<img>open")
 
 

@@ -2,8 +2,8 @@
 
 A picture has 256 slots. The authors' tokenizer fills them with the bytes of the path, each byte as the id of that
 number (id 97 for `a`), and then with `<imgpad>`; their model reads the path back from the ids and opens it. Nothing
-here does: pictures are given beside a conversation, all slots hold `<imgpad>`, and rows take their place before any layer
-sees the ids. These functions write and read the authors' ids, for other programs and for comparison with theirs.
+here does: pictures are given beside a conversation, all slots hold `<imgpad>`, and rows take their place before any
+layer sees the ids. These functions write and read the authors' ids, for other programs and for comparison with theirs.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Text to ids and back. Text never becomes a control token: those are asked for by name.
 
 Back ends: sentencepiece (`tokenizer.model`), tiktoken (`qwen.tiktoken`) and Hugging Face tokenizers (`tokenizer.json`,
-`vocab.json` with `merges.txt`, or `vocab.txt`). Each reports where in the text every token starts, so that nothing has to be tokenised a
-second time to find out which ids belong to an answer.
+`vocab.json` with `merges.txt`, or `vocab.txt`). Each reports where in the text every token starts, so that
+nothing has to be tokenised a second time to find out which ids belong to an answer.
 """
 
 import codecs
