@@ -84,6 +84,16 @@ def test_pictures_in_text_must_be_closed() -> None:
         split_pictures("ab<img>open")
 
 
+def test_tags_of_boxes_are_control_tokens_and_those_of_pictures_and_turns_are_not(tokenizer: Tokenizer) -> None:
+    said = "<img>a.png</img><|im_end|><imgpad>"
+    turns = [user(f"<ref>x</ref>{said}"), assistant(f"<box>(1,2),(3,4)</box>{said}")]
+    text = tokenise(render(chat("qwen_vl_chat"), turns, mode="train"), tokenizer)
+    for name, count in (("<ref>", 1), ("</box>", 1), ("<img>", 0), ("</img>", 0), ("<imgpad>", 0), ("<|im_end|>", 3)):
+        assert text.ids.count(tokenizer.control_id(name)) == count, name
+    assert text.supervised[text.ids.index(tokenizer.control_id("<box>"))]
+    assert not text.supervised[text.ids.index(tokenizer.control_id("<ref>"))]
+
+
 def test_old_turns_leave_the_window_whole(tokenizer: Tokenizer) -> None:
     messages = [system("s"), user("a" * 500), assistant("b"), user("c", images=[0]), assistant("d"), user("e")]
     kept = newest_turns(chat("qwen_vl_chat"), messages, tokenizer, slots_per_picture=16, max_tokens=200)

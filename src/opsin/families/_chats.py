@@ -193,6 +193,8 @@ QWEN_VL_MARKUP = ImageMarkup(
 )
 """`Picture 1:<img>...</img>` and a line break (tokenization_qwen.py, from_list_format). Text that says where pictures
 belong numbers them itself, as the README's training data does."""
+QWEN_VL_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+"""Of the nine tags that make_context finds in messages, those that are no picture's."""
 QWEN_VL_CHAT = ChatFormat(
     name="qwen_vl_chat",
     system="You are a helpful assistant.",
@@ -209,6 +211,7 @@ QWEN_VL_CHAT = ChatFormat(
     turns="any",
     empty_turn="whole",
     markup=QWEN_VL_MARKUP,
+    tags=QWEN_VL_TAGS,
     stop_tokens=("<|im_end|>", "<|im_start|>", "<|endoftext|>"),
 )
 """Qwen-VL-Chat (qwen_generation_utils.py, make_context; finetune.py, preprocess). The authors' code also teaches the
@@ -220,6 +223,7 @@ QWEN_VL_BASE = ChatFormat(
     turns="any",
     empty_turn="whole",
     markup=QWEN_VL_MARKUP,
+    tags=QWEN_VL_TAGS,
     stop_tokens=("<|endoftext|>",),
 )
 """Qwen-VL: contents one after the other (the `raw` format of make_context), answers ended by `<|endoftext|>`."""

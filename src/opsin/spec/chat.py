@@ -110,6 +110,9 @@ class ChatFormat(Spec):
     """How a turn that says nothing is written: its `prefix` alone (llava/conversation.py, get_prompt), or like any
     other."""
     markup: ImageMarkup = ImageMarkup()
+    tags: tuple[str, ...] = ()
+    """Control tokens that are also found in what people and the model say: marks of boxes and what they refer to
+    (Qwen-VL), which show nothing and end nothing."""
     example: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
     """Turns that always stand before the conversation, never supervised."""
     stop_tokens: tuple[str, ...] = ()

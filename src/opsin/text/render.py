@@ -1,5 +1,6 @@
 """From messages to spans: the one place that knows how a conversation is written, for training and for inference."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -189,7 +190,7 @@ def _content(chat: ChatFormat, message: Message, numbers: dict[MediaPart, int]) 
     spans: list[Span] = []
     for place, part in enumerate(parts):
         if isinstance(part, TextPart):
-            spans.append(TextSpan(part.text, False, "user"))
+            spans += _said(chat, part.text, taught=False, source="user")
             continue
         is_beside = part.standing == "beside"
         enough = {"all": True, "beside": is_beside, "several_beside": is_beside and len(beside) > 1}
@@ -205,6 +206,14 @@ def _content(chat: ChatFormat, message: Message, numbers: dict[MediaPart, int]) 
     return spans
 
 
+def _said(chat: ChatFormat, text: str, *, taught: bool, source: Source) -> list[Span]:
+    """What people or the model say, its tags as control tokens where the format has such."""
+    if not chat.tags:
+        return [TextSpan(text, taught, source)] if text else []
+    parts = re.split(f"({'|'.join(map(re.escape, chat.tags))})", text)
+    return [ControlSpan(p, taught) if p in chat.tags else TextSpan(p, taught, source) for p in parts if p]
+
+
 def _label(chat: ChatFormat, part: MediaPart, number: int) -> list[Span]:
     label = chat.markup.video_label if isinstance(part, VideoPart) else chat.markup.label
     return [TextSpan(label.replace("{}", str(number)), False, "template")] if label else []
@@ -213,7 +222,7 @@ def _label(chat: ChatFormat, part: MediaPart, number: int) -> list[Span]:
 def _assistant_turn(chat: ChatFormat, message: Message) -> list[Span]:
     turn = chat.assistant
     taught = not chat.decoder_start  # an answer that an encoder reads is no target
-    answer: list[Span] = [TextSpan(message.text, taught, "assistant")] if message.text else []
+    answer = _said(chat, message.text, taught=taught, source="assistant")
     if not answer and chat.empty_turn == "prefix":
         return _pieces(turn.prefix)
     pieces = (_pieces(part, teach=taught) for part in (turn.prefix, turn.lead, turn.suffix))
