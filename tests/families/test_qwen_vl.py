@@ -1,6 +1,7 @@
 """Qwen-VL's own: config files in part, what they may not say, its slots, and the length-dependent rotation."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,30 @@ import torch
 
 import toys
 from opsin import families, weights
+from opsin.collate import pad
 from opsin.encode import Encoder
 from opsin.errors import ConfigError, MessageError
 from opsin.families.qwen_vl import QWEN_VL
+from opsin.generate import Sampling
+from opsin.generate.session import Chat
+from opsin.nn.cache import KVCache
 from opsin.nn.rope import rotation
+from opsin.nn.vlm import VLM
+from opsin.spec.model import VLMConfig
 from opsin.text.messages import Conversation, user
+from opsin.text.tokenizer import Tokenizer
 
 PRESET = families.preset("qwen-vl-chat")
 TINY = QWEN_VL.tiny.config
+
+
+@dataclass
+class _Loaded:
+    """What a chat needs of a model."""
+
+    vlm: VLM
+    tokenizer: Tokenizer
+    config: VLMConfig = TINY
 
 
 def test_what_a_config_leaves_out_is_as_published() -> None:
@@ -107,3 +124,21 @@ def test_a_resampler_as_wide_as_the_tower_has_no_projection() -> None:
     vlm = weights.build(config, seed=0)
     assert "connector.kv.weight" not in dict(vlm.named_parameters())
     assert all("kv_proj" not in getattr(rule, "source", "") for rule in QWEN_VL.layouts(config)[0].rules)
+
+
+def test_a_later_turn_that_is_rotated_otherwise_is_run_anew(tmp_path: Path) -> None:
+    """Tiny is trained for 48 tokens: the second prompt passes a step of the base, and its keys are those of a chat that
+    starts with it."""
+    model = _Loaded(weights.build(TINY, seed=3).eval(), toys.byte_tokenizer(tmp_path))
+    chat = Chat(model, sampling=Sampling(max_new_tokens=2))
+    chat.ask("Hi.")
+    chat.ask("And a question that is a good deal longer than the first one, to pass a step of the base.")
+    prompt, cache = chat.prompt, chat._cache
+    assert prompt is not None
+    assert cache is not None
+    assert cache.prompt_lengths == [prompt.num_tokens]
+    fresh = KVCache(TINY.decoder, batch_size=1, capacity=prompt.num_tokens, dtype=cache.dtype)
+    with torch.no_grad():
+        model.vlm.hidden(pad([prompt]), fresh)
+    for ours, recomputed in zip(cache.keys, fresh.keys, strict=True):
+        torch.testing.assert_close(ours[:, :, : prompt.num_tokens], recomputed[:, :, : prompt.num_tokens])
