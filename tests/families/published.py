@@ -6,7 +6,7 @@ for what they leave out. Names are written from the published listings, not made
 
 from typing import Any
 
-from families import published_blip2, published_internvl
+from families import published_blip2, published_internvl, published_qwen_vl
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -227,7 +227,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"vision_config": QWEN2_VL_TOWER | {"hidden_size": sizes["hidden_size"]}}
     for size, sizes in QWEN2_VL_SIZES.items()
 }
-CONFIGS |= published_internvl.CONFIGS | published_blip2.CONFIGS
+CONFIGS |= published_internvl.CONFIGS | published_blip2.CONFIGS | published_qwen_vl.CONFIGS
 """Preset -> config.json of its repository."""
 
 
@@ -346,5 +346,5 @@ TENSORS: dict[str, tuple[str, Shapes]] = {
     for size, sizes in QWEN2_VL_SIZES.items()
     for suffix in ("", "-instruct")
 }
-TENSORS |= published_internvl.TENSORS | published_blip2.TENSORS
+TENSORS |= published_internvl.TENSORS | published_blip2.TENSORS | published_qwen_vl.TENSORS
 """Preset -> layout of its repository, and every tensor in it."""

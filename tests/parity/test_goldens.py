@@ -14,14 +14,15 @@ from parity import (
     kinds_media,
     kinds_model,
     kinds_qwen2_vl,
+    kinds_qwen_vl,
     kinds_text,
 )
 from parity.case import Case, find_cases
 
-SUPPORTED = {"blip2", "llava", "internvl", "qwen2_vl"}
+SUPPORTED = {"blip2", "llava", "internvl", "qwen2_vl", "qwen_vl"}
 """Families that are built. A case of any other family is skipped; one of these must be understood."""
 
-FAMILY_MODULES = (kinds_blip2, kinds_internvl, kinds_internvl_text, kinds_qwen2_vl)
+FAMILY_MODULES = (kinds_blip2, kinds_internvl, kinds_internvl_text, kinds_qwen2_vl, kinds_qwen_vl)
 """Modules whose RUNNERS are named by (family, kind)."""
 
 Runner = Callable[[Case], None]

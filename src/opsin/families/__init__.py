@@ -12,10 +12,11 @@ from opsin.families.llava import LLAVA
 from opsin.families.llava15 import LLAVA15
 from opsin.families.llava_next import LLAVA_NEXT
 from opsin.families.qwen2_vl import QWEN2_VL
+from opsin.families.qwen_vl import QWEN_VL
 from opsin.spec.chat import ChatFormat
 from opsin.spec.model import VLMConfig
 
-FAMILIES: tuple[Family, ...] = (BLIP2, LLAVA, LLAVA15, LLAVA_NEXT, INTERNVL15, QWEN2_VL)
+FAMILIES: tuple[Family, ...] = (BLIP2, LLAVA, LLAVA15, LLAVA_NEXT, QWEN_VL, INTERNVL15, QWEN2_VL)
 
 __all__ = [
     "FAMILIES",

@@ -6,8 +6,8 @@ written differently for training than for inference, and so are two values here:
 """
 
 from opsin.families._blip2_parts import BLIP2_CHATS
-from opsin.families._grounding import INTERNVL_BOXES, LLAVA_BOXES, QWEN2_VL_BOXES
-from opsin.spec.chat import AssistantTurn, ChatFormat, Control, ImageMarkup, Piece, Text, UserTurn
+from opsin.families._grounding import INTERNVL_BOXES, LLAVA_BOXES, QWEN2_VL_BOXES, QWEN_VL_BOXES
+from opsin.spec.chat import AssistantTurn, Break, ChatFormat, Control, ImageMarkup, Piece, Text, UserTurn
 
 BOS = Control(token="<s>")
 EOS = Control(token="</s>", supervised=True)
@@ -183,6 +183,54 @@ PLAIN = ChatFormat(
 PLAIN_PROMPT = PLAIN.replace(name="plain_prompt", user=UserTurn(suffix=(Text(text="\n"),)), empty_turn="prefix")
 """What the authors' get_prompt writes for `plain`: unlike in training, the user's text stays."""
 
+QWEN_VL_MARKUP = ImageMarkup(
+    label="Picture {}:",
+    labelled="beside",
+    before=(Control(token="<img>"),),
+    after=(Control(token="</img>"),),
+    placement="inline",
+    separator=(Text(text="\n"),),
+    separated="always",
+)
+"""`Picture 1:<img>...</img>` and a line break (tokenization_qwen.py, from_list_format). Text that says where pictures
+belong numbers them itself, as the README's training data does."""
+QWEN_VL_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+"""Of the nine tags that make_context finds in messages, those that are no picture's."""
+QWEN_VL_CHAT = ChatFormat(
+    name="qwen_vl_chat",
+    system="You are a helpful assistant.",
+    system_prefix=(Control(token="<|im_start|>", supervised=True), Text(text="system\n"), Break()),
+    system_suffix=(Control(token="<|im_end|>", supervised=True), _taught("\n")),
+    user=UserTurn(
+        prefix=(Control(token="<|im_start|>", supervised=True), Text(text="user\n"), Break()),
+        suffix=(Control(token="<|im_end|>", supervised=True), _taught("\n")),
+    ),
+    assistant=AssistantTurn(
+        prefix=(Control(token="<|im_start|>", supervised=True), Text(text="assistant\n"), Break()),
+        suffix=(Control(token="<|im_end|>", supervised=True), _taught("\n")),
+    ),
+    turns="any",
+    empty_turn="whole",
+    markup=QWEN_VL_MARKUP,
+    tags=QWEN_VL_TAGS,
+    grounding=QWEN_VL_BOXES,
+    stop_tokens=("<|im_end|>", "<|im_start|>", "<|endoftext|>"),
+)
+"""Qwen-VL-Chat (qwen_generation_utils.py, make_context; finetune.py, preprocess). The authors' code also teaches the
+marks of turns, those of system and user included."""
+QWEN_VL_BASE = ChatFormat(
+    name="qwen_vl_base",
+    user=UserTurn(),
+    assistant=AssistantTurn(suffix=(Control(token="<|endoftext|>", supervised=True),)),
+    turns="any",
+    empty_turn="whole",
+    markup=QWEN_VL_MARKUP,
+    tags=QWEN_VL_TAGS,
+    grounding=QWEN_VL_BOXES,
+    stop_tokens=("<|endoftext|>",),
+)
+"""Qwen-VL: contents one after the other (the `raw` format of make_context), answers ended by `<|endoftext|>`."""
+
 VISION_MARKUP = ImageMarkup(
     before=(Control(token="<|vision_start|>"),), after=(Control(token="<|vision_end|>"),), placement="inline"
 )
@@ -316,6 +364,8 @@ CHATS: dict[str, ChatFormat] = {
         MPT,
         PLAIN,
         PLAIN_PROMPT,
+        QWEN_VL_CHAT,
+        QWEN_VL_BASE,
         QWEN2_VL,
         QWEN2_VL_NUMBERED,
         QWEN2_VL_BASE,

@@ -1,6 +1,6 @@
 """Parts that families are put together from: published towers and language models."""
 
-from opsin.spec.decoder import DecoderConfig, DynamicScaling, LongScaling, RopeConfig
+from opsin.spec.decoder import DecoderConfig, DynamicScaling, LongScaling, PowerScaling, RopeConfig
 from opsin.spec.vision import VisionConfig
 
 CLIP_L_224 = VisionConfig(image_size=224, patch_size=14, dim=1024, num_layers=24, num_heads=16, mlp_dim=4096)
@@ -34,6 +34,19 @@ YI_34B = DecoderConfig(
     rope=RopeConfig(theta=5e6), max_positions=4096,
 )  # fmt: skip
 """NousResearch/Nous-Hermes-2-Yi-34B, config.json."""
+
+QWEN_VL_TOWER = VisionConfig(
+    image_size=224, patch_size=14, dim=1664, num_layers=48, num_heads=16, mlp_dim=8192, activation="gelu",
+    norm_eps=1e-6, out_layers=(-1,), class_token="none", positions="learned_bicubic", last_norm=False,
+)  # fmt: skip
+"""OpenCLIP's ViT-bigG/14 without its head (Qwen/Qwen-VL, config.json); its table of positions is that of 224 px at any
+size of picture."""
+
+QWEN_7B = DecoderConfig(
+    vocab_size=151_936, dim=4096, num_layers=32, num_heads=32, num_kv_heads=32, mlp_dim=11_008, norm_eps=1e-6,
+    attention_bias="qkv", rope=RopeConfig(scaling=PowerScaling(trained=2048), log_n=2048), max_positions=8192,
+)  # fmt: skip
+"""Qwen 7B (Qwen/Qwen-VL, config.json); intermediate_size there counts gate and up together."""
 
 QWEN2_VL_TOWER = VisionConfig(
     image_size=14, patch_size=14, dim=1280, num_layers=32, num_heads=16, mlp_dim=5120, norm_eps=1e-6, out_layers=(-1,),

@@ -144,7 +144,10 @@ class Chat:
                 dtype=decode_dtype(weight.dtype, weight.device),
                 device=weight.device,
             )
-        self._cache.truncate([_common_length(prompt, self._cached)])
+        rope, begun = self.model.config.decoder.rope, self._cache.prompt_lengths[0]
+        # Keys are stored rotated: a prompt long enough to be rotated otherwise is run anew.
+        is_same = rope is None or not begun or rope.is_same_for(begun, prompt.num_tokens)
+        self._cache.truncate([_common_length(prompt, self._cached) if is_same else 0])
         return self._cache
 
 

@@ -187,6 +187,8 @@ class KVCache:
         if self.memory is not None and any(new < read for new, read in zip(lengths, self.memory.lengths, strict=True)):
             self.memory, lengths = None, [0] * len(lengths)
         self._set_lengths(list(lengths))
+        # A row that begins anew chooses its rotation anew.
+        self.prompt_lengths = [begun if kept else 0 for begun, kept in zip(self.prompt_lengths, lengths, strict=True)]
 
     def _set_lengths(self, lengths: list[int]) -> None:
         self.lengths = lengths

@@ -25,7 +25,14 @@ class Control(Spec):
     supervised: bool = False
 
 
-Piece = Annotated[Text | Control, Field(discriminator="kind")]
+class Break(Spec):
+    """Text that stands before and after it is tokenised apart (Qwen-VL hands its tokenizer a turn's name and what is
+    said in it one by one)."""
+
+    kind: Literal["break"] = "break"
+
+
+Piece = Annotated[Text | Control | Break, Field(discriminator="kind")]
 Pieces = tuple[Piece, ...]
 
 
@@ -34,9 +41,9 @@ class ImageMarkup(Spec):
 
     label: str = ""
     """Text in front, in which {} is the picture's number in the conversation, from 1: `Picture {}: `."""
-    labelled: Literal["all", "several_beside"] = "all"
-    """Which pictures have a label. `several_beside`: those that stand beside the text of their turn, where there are
-    several; text that says where pictures belong names them itself (InternVL)."""
+    labelled: Literal["all", "beside", "several_beside"] = "all"
+    """Which pictures have a label. `beside`: those that stand beside the text of their turn; `several_beside`: only
+    where there are several of these. Text that says where pictures belong names them itself (InternVL, Qwen-VL)."""
     video_label: str = ""
     """The same for videos, which are counted for themselves."""
     before: Pieces = ()
@@ -48,8 +55,9 @@ class ImageMarkup(Spec):
     separator: Pieces = ()
     """Between a picture and what follows it in its turn; nothing follows a picture without text. With `inline` only
     after pictures that stand beside the text: text that says where pictures belong has its own."""
-    separated: Literal["each", "last"] = "each"
-    """Whether `separator` follows each picture, or only the last before a text."""
+    separated: Literal["each", "last", "always"] = "each"
+    """Whether `separator` follows each picture, or only the last before a text; `always`: also where nothing follows
+    the picture."""
 
 
 class UserTurn(Spec):
@@ -103,6 +111,9 @@ class ChatFormat(Spec):
     """How a turn that says nothing is written: its `prefix` alone (llava/conversation.py, get_prompt), or like any
     other."""
     markup: ImageMarkup = ImageMarkup()
+    tags: tuple[str, ...] = ()
+    """Control tokens that are also found in what people and the model say: marks of boxes and what they refer to
+    (Qwen-VL), which show nothing and end nothing."""
     example: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
     """Turns that always stand before the conversation, never supervised."""
     stop_tokens: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """One causal language model: pre-norm blocks of grouped attention and an MLP."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -53,6 +54,19 @@ class RopeConfig(Spec):
     scaling: RopeScaling | None = None
     log_n: int | None = None
     """At inference, the query at the i-th position is multiplied by log(i) / log(log_n) where i > log_n (Qwen-VL)."""
+
+    def is_same_for(self, length: int, other: int) -> bool:
+        """Whether prompts of two lengths turn by the same angles, so that one may go on from the other's keys."""
+        match self.scaling:
+            case None:
+                return True
+            case DynamicScaling(trained=trained):
+                return max(length, trained) == max(other, trained)
+            case LongScaling(trained=trained):
+                return (length > trained) == (other > trained)
+            case PowerScaling(trained=trained):
+                steps = [math.ceil(math.log2(max(n, trained) / trained)) for n in (length, other)]
+                return steps[0] == steps[1]
 
 
 class DecoderConfig(Spec):

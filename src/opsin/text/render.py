@@ -1,11 +1,12 @@
 """From messages to spans: the one place that knows how a conversation is written, for training and for inference."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from opsin.errors import MessageError
-from opsin.spec.chat import ChatFormat, Pieces, Text
+from opsin.spec.chat import Break, ChatFormat, Pieces, Text
 from opsin.text.messages import ImagePart, MediaPart, Message, TextPart, VideoPart
 
 Source = Literal["template", "user", "assistant", "system"]
@@ -19,6 +20,8 @@ class TextSpan:
     text: str
     supervised: bool
     source: Source
+    is_closed: bool = False
+    """Whether the text after it is tokenised apart from it."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,11 @@ def _take_opening(chat: ChatFormat, turns: list[Message]) -> tuple[Message, list
 def _pieces(pieces: Pieces, *, source: Literal["begin", "template"] = "template", teach: bool = True) -> list[Span]:
     spans: list[Span] = []
     for piece in pieces:
+        if isinstance(piece, Break):
+            last = spans.pop()
+            assert isinstance(last, TextSpan), "a break stands after a text"
+            spans.append(replace(last, is_closed=True))
+            continue
         supervised = piece.supervised and teach
         if isinstance(piece, Text):
             spans.append(TextSpan(piece.text, supervised, "template"))
@@ -182,19 +190,28 @@ def _content(chat: ChatFormat, message: Message, numbers: dict[MediaPart, int]) 
     spans: list[Span] = []
     for place, part in enumerate(parts):
         if isinstance(part, TextPart):
-            spans.append(TextSpan(part.text, False, "user"))
+            spans += _said(chat, part.text, taught=False, source="user")
             continue
         is_beside = part.standing == "beside"
-        if chat.markup.labelled == "all" or (is_beside and len(beside) > 1):
+        enough = {"all": True, "beside": is_beside, "several_beside": is_beside and len(beside) > 1}
+        if enough[chat.markup.labelled]:
             spans += _label(chat, part, numbers[part])
         slots = ImageSpan(part.index, "video" if isinstance(part, VideoPart) else "image")
         spans += [*_pieces(chat.markup.before), slots, *_pieces(chat.markup.after)]
         following = parts[place + 1 : place + 2]
         if chat.markup.separated == "last":
             following = [part for part in following if isinstance(part, TextPart)]
-        if following and (in_front or is_beside):
+        if (following or chat.markup.separated == "always") and (in_front or is_beside):
             spans += _pieces(chat.markup.separator)
     return spans
+
+
+def _said(chat: ChatFormat, text: str, *, taught: bool, source: Source) -> list[Span]:
+    """What people or the model say, its tags as control tokens where the format has such."""
+    if not chat.tags:
+        return [TextSpan(text, taught, source)] if text else []
+    parts = re.split(f"({'|'.join(map(re.escape, chat.tags))})", text)
+    return [ControlSpan(p, taught) if p in chat.tags else TextSpan(p, taught, source) for p in parts if p]
 
 
 def _label(chat: ChatFormat, part: MediaPart, number: int) -> list[Span]:
@@ -205,7 +222,7 @@ def _label(chat: ChatFormat, part: MediaPart, number: int) -> list[Span]:
 def _assistant_turn(chat: ChatFormat, message: Message) -> list[Span]:
     turn = chat.assistant
     taught = not chat.decoder_start  # an answer that an encoder reads is no target
-    answer: list[Span] = [TextSpan(message.text, taught, "assistant")] if message.text else []
+    answer = _said(chat, message.text, taught=taught, source="assistant")
     if not answer and chat.empty_turn == "prefix":
         return _pieces(turn.prefix)
     pieces = (_pieces(part, teach=taught) for part in (turn.prefix, turn.lead, turn.suffix))

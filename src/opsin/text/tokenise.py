@@ -37,9 +37,9 @@ def tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> TokenisedText:
     while first < len(spans):
         span = spans[first]
         if isinstance(span, TextSpan):
-            last = first
-            while last < len(spans) and isinstance(spans[last], TextSpan):
-                last += 1
+            last = first + 1
+            while last < len(spans) and isinstance(follower := spans[last], TextSpan) and not span.is_closed:
+                span, last = follower, last + 1
             _append_text(result, spans, range(first, last), tokenizer, place, swallows=swallows)
             first = last
             continue

@@ -1,8 +1,8 @@
 """Text to ids and back. Text never becomes a control token: those are asked for by name.
 
-Back ends: sentencepiece (`tokenizer.model`) and Hugging Face tokenizers (`tokenizer.json`, `vocab.json` with
-`merges.txt`, or `vocab.txt`). Each reports where in the text every token starts, so that nothing has to be tokenised a
-second time to find out which ids belong to an answer.
+Back ends: sentencepiece (`tokenizer.model`), tiktoken (`qwen.tiktoken`) and Hugging Face tokenizers (`tokenizer.json`,
+`vocab.json` with `merges.txt`, or `vocab.txt`). Each reports where in the text every token starts, so that
+nothing has to be tokenised a second time to find out which ids belong to an answer.
 """
 
 import codecs
@@ -19,7 +19,7 @@ Place = Literal["start", "after_control"]
 one by one, so each is a start of its own), or right after a control token."""
 
 FILES = (
-    *("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"),
+    *("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "qwen.tiktoken"),
     *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
 )
 """Files that say what a tokenizer does. What else a repository holds is not read."""
@@ -162,6 +162,10 @@ def load_tokenizer(folder: Path, *, legacy: bool | None = None) -> Tokenizer:
             from opsin.text._sentencepiece import SentencePieceTokenizer
 
             return SentencePieceTokenizer(files)
+        if "qwen.tiktoken" in files:
+            from opsin.text._tiktoken import TiktokenTokenizer
+
+            return TiktokenTokenizer(files)
         model = read_json(files, "tokenizer.json").get("model")
         kind = model.get("type") if isinstance(model, dict) else None
         if kind in ("WordPiece", "Unigram") or ("vocab.txt" in files and kind is None and "vocab.json" not in files):
@@ -176,7 +180,8 @@ def load_tokenizer(folder: Path, *, legacy: bool | None = None) -> Tokenizer:
         raise TokenizerError(f"{folder}: {error}") from None
     found = sorted(path.name for path in folder.iterdir())[:20] if folder.is_dir() else "no such folder"
     raise TokenizerError(
-        f"{folder} holds neither tokenizer.model nor tokenizer.json, nor vocab.json with merges.txt (found: {found}). "
+        f"{folder} holds neither tokenizer.model nor tokenizer.json, nor qwen.tiktoken, nor vocab.json with "
+        f"merges.txt (found: {found}). "
         "Copy one from the model's repository; transformers' AutoTokenizer writes a tokenizer.json from older files "
         "with save_pretrained."
     )

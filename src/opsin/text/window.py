@@ -1,0 +1,40 @@
+"""Long conversations cut to a window: old turns are left out whole, the newest stay."""
+
+from collections.abc import Sequence
+
+from opsin.spec.chat import ChatFormat
+from opsin.text.messages import Message
+from opsin.text.render import render
+from opsin.text.tokenise import IMAGE, tokenise
+from opsin.text.tokenizer import Tokenizer
+
+WINDOW = 6144
+"""Qwen-VL-Chat's `max_window_size` (generation_config.json)."""
+
+
+def newest_turns(
+    chat: ChatFormat,
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    slots_per_picture: int,
+    max_tokens: int = WINDOW,
+) -> list[Message]:
+    """The system text, as many of the newest exchanges as fit below `max_tokens` with it, and the last question.
+
+    As the authors' make_context counts: the question itself is not part of the sum, and the first exchange that does
+    not fit ends the search. An exchange is a question and its answer.
+    """
+
+    def count(turns: Sequence[Message]) -> int:
+        ids = tokenise(render(chat, [*head, *turns], mode="train"), tokenizer).ids
+        return len(ids) + ids.count(IMAGE) * (slots_per_picture - 1)
+
+    head = [message for message in messages[:1] if message.role == "system"]
+    *history, question = messages[len(head) :]
+    kept: list[Message] = []
+    line_break = 1  # the authors count it before each turn, the format writes it after: one less at the system's end
+    while len(history) >= 2 and count([*history[-2:], *kept]) - line_break < max_tokens:
+        kept = [*history[-2:], *kept]
+        history = history[:-2]
+    return [*head, *kept, question]
