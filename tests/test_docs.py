@@ -41,7 +41,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save("opsin-demo", families.preset("llava-1.5-tiny").config)
     (tmp_path / "opsin-demo/pictures").mkdir()
     toys.picture((96, 96)).save("opsin-demo/pictures/01-colour.png")
-    cached = {"llava-1.5-7b-hf": llava15, "llava-hf/llava-v1.6-mistral-7b-hf": llava_next}
+    qwen2_vl = save("cache/qwen2-vl", families.preset("qwen2-vl-tiny").config)
+    cached = {
+        "qwen2-vl-2b-instruct": qwen2_vl,
+        "llava-1.5-7b-hf": llava15,
+        "llava-hf/llava-v1.6-mistral-7b-hf": llava_next,
+    }
     real_load = weights.load
 
     def load(name: str, **options: object) -> weights.Model:
@@ -58,7 +63,7 @@ def test_commands_of_the_readme_run(
     (place / "typed").write_text("What is this?\n")
     monkeypatch.setattr("sys.stdin", (place / "typed").open())
     assert main(shlex.split(command)[1:]) == 0
-    assert capsys.readouterr().out.strip()
+    assert any(text.strip() for text in capsys.readouterr())
 
 
 def test_the_python_of_the_readme_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,7 @@
-"""What every family must pass, on its tiny preset: the promises of docs/ARCHITECTURE.md, one test each."""
+"""What every family must pass, on its tiny preset, and five unusual mixes of their parts.
+
+The promises of docs/ARCHITECTURE.md, one test each.
+"""
 
 import json
 import os
@@ -11,11 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import mixes
 import toys
 from opsin import families, weights
 from opsin.collate import pack, pad
 from opsin.encode import Encoded, Encoder
-from opsin.families import FAMILIES, Family
+from opsin.families import FAMILIES, Family, family_of
 from opsin.nn.batch import Batch
 from opsin.nn.cache import KVCache
 from opsin.nn.vlm import VLM
@@ -32,8 +36,9 @@ TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
 
 @dataclass(frozen=True)
 class Subject:
-    """One family's tiny model, ready to use."""
+    """One tiny model, a family's or a mix, ready to use."""
 
+    name: str
     family: Family
     vlm: VLM
     tokenizer: Tokenizer
@@ -62,17 +67,20 @@ class Subject:
         return [self.encoder.encode(conversation, mode="train") for conversation in self.conversations()]
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+CONFIGS = {family.name: family.tiny.config for family in FAMILIES} | mixes.MIXES
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    family = request.param
+    config = CONFIGS[request.param]
     tokenizer = toys.byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    config = family.tiny.config
-    return Subject(family, weights.build(config, seed=1).eval(), tokenizer, Encoder(config, tokenizer))
+    vlm = weights.build(config, seed=1).eval()
+    return Subject(request.param, family_of(config), vlm, tokenizer, Encoder(config, tokenizer))
 
 
 def test_planned_slots_are_the_rows_that_the_model_gives(subject: Subject) -> None:
     """Thousands of sizes share few tilings: every plan is checked, and the model is run once for each tiling."""
-    config = subject.family.tiny.config
+    config = subject.vlm.config
     random = np.random.default_rng(0)
     sizes = {tuple(int(x) for x in np.exp(random.uniform(0, 7.3, 2)) + 1) for _ in range(3000)}
     rows_of_tiling: dict[tuple[tuple[int, int, int], ...], int] = {}
@@ -94,7 +102,7 @@ def test_planned_slots_are_the_rows_that_the_model_gives(subject: Subject) -> No
 def test_what_is_taught_is_what_the_golden_text_shows(subject: Subject) -> None:
     """Taught text stands in [brackets], a picture is {its slots}."""
     shown = "\n\n".join(colours(sample, subject.tokenizer) for sample in subject.encoded())
-    check_golden(GOLDEN / f"{subject.family.name}-taught.txt", shown)
+    check_golden(GOLDEN / f"{subject.name}-taught.txt", shown)
 
 
 def test_prompt_ids_are_a_prefix_of_training_ids(subject: Subject) -> None:
@@ -199,17 +207,19 @@ def test_a_tiny_model_overfits_three_conversations(subject: Subject) -> None:
     assert losses[-1] < 0.1 < losses[0]
 
 
-def test_resolved_configs_are_those_that_were_committed(subject: Subject) -> None:
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_resolved_configs_are_those_that_were_committed(family: Family) -> None:
     """A changed default shows up here, in review, and not in somebody's numbers."""
-    presets = (*subject.family.presets, subject.family.tiny)
+    presets = (*family.presets, family.tiny)
     resolved = {preset.id: preset.model_dump(mode="json", exclude={"config": {"chat"}}) for preset in presets}
-    check_golden(GOLDEN / f"{subject.family.name}-presets.json", json.dumps(resolved, indent=1, sort_keys=True))
+    check_golden(GOLDEN / f"{family.name}-presets.json", json.dumps(resolved, indent=1, sort_keys=True))
 
 
-def test_boxes_of_the_figure_name_code_that_exists(subject: Subject) -> None:
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_boxes_of_the_figure_name_code_that_exists(family: Family) -> None:
     """`path:Name` in a family's file and page points at a definition."""
-    file = ROOT / "src/opsin/families" / f"{subject.family.name}.py"
-    page = ROOT / "docs/families" / f"{subject.family.name}.md"
+    file = ROOT / "src/opsin/families" / f"{family.name}.py"
+    page = ROOT / "docs/families" / f"{family.name}.md"
     anchors = re.findall(r"\b([\w/]+\.py):(\w+(?:\.\w+)?)", file.read_text() + page.read_text())
     assert anchors
     for path, name in anchors:

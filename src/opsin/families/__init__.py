@@ -3,9 +3,13 @@
 FAMILIES is the whole list; a new family is a new file and one more name in it.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from opsin.errors import ConfigError, unknown
 from opsin.families._chats import CHATS
 from opsin.families._family import Family, HubConfig, Preset, Retrieval, RetrieverPreset
+from opsin.families._mix import mix_of, mixed
 from opsin.families.blip2 import BLIP2
 from opsin.families.internvl15 import INTERNVL15
 from opsin.families.llava import LLAVA
@@ -18,8 +22,12 @@ from opsin.spec.model import VLMConfig
 
 FAMILIES: tuple[Family, ...] = (BLIP2, LLAVA, LLAVA15, LLAVA_NEXT, QWEN_VL, INTERNVL15, QWEN2_VL)
 
+MIX = mix_of(FAMILIES)
+"""Serves models whose parts belong to different families."""
+
 __all__ = [
     "FAMILIES",
+    "MIX",
     "Family",
     "HubConfig",
     "Preset",
@@ -30,6 +38,7 @@ __all__ = [
     "family",
     "family_for_hub",
     "family_of",
+    "mix",
     "preset",
     "preset_of_hub",
     "retrieval_for_hub",
@@ -85,11 +94,18 @@ def family(name: str) -> Family:
 
 
 def family_of(config: VLMConfig) -> Family:
-    """The family whose parts a config is made of: that of its preset, else the first that accepts it."""
+    """The family whose parts a config is made of: that of its preset, else the first that accepts it, else MIX."""
     for each in FAMILIES:
         if any(config == preset.config for preset in (*each.presets, each.tiny)):
             return each
-    return next(each for each in FAMILIES if each.accepts(config))
+    return next((each for each in FAMILIES if each.accepts(config)), MIX)
+
+
+def mix(data: Mapping[str, Any], *, where: str = "mix") -> VLMConfig:
+    """The config that plain data (YAML) describes, parts of it taken from presets: see `_mix.mixed`."""
+    if isinstance(chat_name := data.get("chat"), str):
+        chat(chat_name)  # names the nearest where there is none
+    return mixed(data, where=where, preset=preset)
 
 
 def family_for_hub(hub: HubConfig) -> Family:

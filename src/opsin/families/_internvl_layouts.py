@@ -60,11 +60,12 @@ def internvl_layouts(config: VLMConfig) -> tuple[Layout, ...]:
 
 def internvl_part_layouts(config: VLMConfig) -> tuple[Layout, ...]:
     """Layouts of files that hold one part: an InternViT, a language model."""
-    decoder = causal(config)
+    decoder = config.decoder
+    kinds = possible_names(decoder) if isinstance(decoder, DecoderConfig) else ()  # a mix may have an encoder
     return (
         Layout(name="tower", rules=_original_tower(config.vision, "")),
         Layout(name="tower-hf", rules=_hf_tower(config.vision, "")),
-        *(Layout(name=f"language-model-{kind}", rules=_decoder(decoder, kind, "")) for kind in possible_names(decoder)),
+        *(Layout(name=f"language-model-{kind}", rules=_decoder(causal(config), kind, "")) for kind in kinds),
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from opsin.spec.connector import LinearConnector, MLPConnector
+from opsin.spec.decoder import DecoderConfig
 from opsin.spec.model import VLMConfig
 from opsin.spec.rules import Drop, Layout, Rename, Reshape, Rule
 from opsin.spec.vision import VisionConfig
@@ -53,15 +54,25 @@ def llava_layouts(config: VLMConfig) -> tuple[Layout, ...]:
 
 def llava_part_layouts(config: VLMConfig) -> tuple[Layout, ...]:
     """Layouts of files that hold one part: a CLIP model, a language model, a projector from stage 1."""
-    return (
+    parts = (
         Layout(name="clip", rules=vision_rules(config.vision, CLIP_PREFIX)),
         Layout(name="clip-v5", rules=vision_rules(config.vision, "")),
         Layout(name="language-model", rules=decoder_rules("model.", "lm_head.")),
+    )
+    if not isinstance(config.connector, LinearConnector | MLPConnector):
+        return parts  # a mix
+    return (
+        *parts,
         # Stage 1 of the authors' code writes `model.mm_projector.*`, its early versions the module's own names.
         Layout(name="projector", rules=_original_projector(config, "model.mm_projector")),
         Layout(name="projector-bare", rules=_original_projector(config, "mm_projector")),
         Layout(name="projector-module", rules=_original_projector(config, "")),
     )
+
+
+def is_llava(config: VLMConfig) -> bool:
+    """Whether the parts around the connector are LLaVA's: one tile, and a causal language model."""
+    return config.resolution.kind in ("center_crop", "pad") and isinstance(config.decoder, DecoderConfig)
 
 
 def num_connector_layers(config: VLMConfig) -> int:

@@ -229,7 +229,7 @@ BLIP2 = Family(
     tiny=TINY,
     recipes=(),
     matches=is_blip2,
-    accepts=lambda config: config.connector.kind == "qformer",
+    accepts=lambda config: config.connector.kind == "qformer" and config.resolution.kind == "squash",
     chat_for=chat_for,
     read=read_config,
     write=write_config,

@@ -98,7 +98,7 @@ INTERNVL15 = Family(
     tiny=TINY,
     recipes=(),
     matches=lambda hub: hub.get("model_type") in (ORIGINAL, NATIVE),
-    accepts=lambda config: config.connector.kind == "pixel_shuffle",
+    accepts=lambda config: config.connector.kind == "pixel_shuffle" and config.resolution.kind == "dynamic_tiles",
     chat_for=chat_for,
     read=read_config,
     write=write_config,

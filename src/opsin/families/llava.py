@@ -29,7 +29,7 @@ from opsin.families._chats import LLAVA_LLAMA_2, LLAVA_V0, V1, with_start_end
 from opsin.families._family import Family, HubConfig, Preset
 from opsin.families._hub import is_original_layout, read_config, tower_repository
 from opsin.families._hub_write import write_config
-from opsin.families._layouts import llava_layouts, llava_part_layouts
+from opsin.families._layouts import is_llava, llava_layouts, llava_part_layouts
 from opsin.families._parts import CLIP_L_224, CLIP_L_336, LLAMA2_7B, LLAMA2_13B, VICUNA_7B_V1, VICUNA_13B_V1
 from opsin.spec.chat import ChatFormat
 from opsin.spec.connector import LinearConnector
@@ -173,7 +173,7 @@ LLAVA = Family(
     tiny=TINY,
     recipes=("llava/pretrain", "llava/finetune", "llava/scienceqa"),
     matches=_matches,
-    accepts=lambda config: config.connector.kind == "linear" and config.resolution.kind != "anyres",
+    accepts=lambda config: config.connector.kind == "linear" and is_llava(config),
     chat_for=_chat_for,
     read=read_config,
     write=write_config,

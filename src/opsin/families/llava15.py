@@ -38,7 +38,7 @@ from opsin.families._chats import V1, with_start_end
 from opsin.families._family import Family, HubConfig, Preset
 from opsin.families._hub import is_original_layout, is_transformers_layout, read_config, tower_repository
 from opsin.families._hub_write import write_config
-from opsin.families._layouts import llava_layouts, llava_part_layouts
+from opsin.families._layouts import is_llava, llava_layouts, llava_part_layouts
 from opsin.families._parts import CLIP_L_224, CLIP_L_336, HF_EXTRA_ROWS, LLAMA2_7B, LLAMA2_13B
 from opsin.spec.chat import ChatFormat
 from opsin.spec.connector import MLPConnector
@@ -154,7 +154,7 @@ LLAVA15 = Family(
     tiny=TINY,
     recipes=("llava-1.5/pretrain", "llava-1.5/finetune"),
     matches=_matches,
-    accepts=lambda config: config.connector.kind == "mlp" and config.resolution.kind != "anyres",
+    accepts=lambda config: config.connector.kind == "mlp" and is_llava(config),
     chat_for=_chat_for,
     read=read_config,
     write=write_config,

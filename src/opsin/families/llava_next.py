@@ -160,7 +160,7 @@ LLAVA_NEXT = Family(
     tiny=TINY,
     recipes=("llava-next/pretrain", "llava-next/finetune"),
     matches=_matches,
-    accepts=lambda config: config.resolution.kind == "anyres",
+    accepts=lambda config: config.resolution.kind == "anyres" and config.connector.kind in ("linear", "mlp"),
     chat_for=_chat_for,
     read=read_config,
     write=write_config,

@@ -184,7 +184,11 @@ QWEN_VL = Family(
     tiny=TINY,
     recipes=(),
     matches=lambda hub: hub.get("model_type") == "qwen" and "visual" in hub,
-    accepts=lambda config: config.connector.kind == "resampler" and config.resolution.kind == "squash",
+    accepts=lambda config: (
+        config.connector.kind == "resampler"
+        and config.resolution.kind == "squash"
+        and config.vision.class_token == "none"
+    ),
     chat_for=lambda hub: QWEN_VL_CHAT,
     read=read_config,
     write=write_config,

@@ -62,6 +62,11 @@ class VLMConfig(Spec):
                 "vision.class_token is 'keep', but resolution.merge lays rows out as a raster, in which class tokens "
                 "have no place; use class_token 'drop' or merge 'flat'"
             )
+        if self.connector.kind == "resampler" and self.vision.class_token == "keep":
+            raise ValueError(
+                "connector 'resampler' looks at patches by their places, and a class token has none; use "
+                "vision.class_token 'drop'"
+            )
         block = 2 if self.connector.kind == "patch_merger" else 1
         if self.vision.patch_block != block:
             order = "in blocks of 2x2" if block == 2 else "line by line"
@@ -97,8 +102,8 @@ class VLMConfig(Spec):
 
     @property
     def _keeps_class_rows(self) -> bool:
-        """Whether each tile has a row of the class token's: connectors that look at whole tiles take it in."""
-        return self.vision.class_token == "keep" and self.connector.kind not in ("resampler", "qformer")
+        """Whether each tile has a row of the class token's: a Q-Former takes it in."""
+        return self.vision.class_token == "keep" and self.connector.kind != "qformer"
 
     def plan(self, size: Size, *, num_images: int = 1) -> ImagePlan:
         """The plan of one picture of (width, height) pixels. Raises PlanError for a size that cannot be served.

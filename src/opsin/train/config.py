@@ -9,6 +9,7 @@ import yaml
 
 from opsin.errors import ConfigError, UnknownNameError, nearest
 from opsin.spec.recipe import MACHINE_KEYS, RunConfig
+from opsin.weights.config import read_yaml
 
 RECIPES = Path(str(files("opsin") / "recipes"))
 """Folder of the recipes that ship with the library, one per published stage."""
@@ -35,25 +36,10 @@ def find_recipe(name: str) -> Path:
 def read_run(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     """A run file, with `key=value` overrides such as `stages.0.optim.lr=1e-4` or `stages.finetune.steps=100`."""
     path = find_recipe(name)
-    data = read_yaml(path)
+    data = read_yaml(path, "a run file: it should hold keys such as model, output and stages")
     for override in overrides:
         apply_override(data, override)
     return RunConfig.parse(data, where=str(path))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds keys. Raises ConfigError with the line for what is not YAML."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} is not a run file: it should hold keys such as model, output and stages")
-    return data
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from opsin.errors import OpsinError, WeightError
-from opsin.families import HubConfig, family_for_hub, preset
+import yaml
+
+from opsin.errors import ConfigError, OpsinError, WeightError
+from opsin.families import HubConfig, family_for_hub, mix, preset
 from opsin.spec.model import VLMConfig
 from opsin.weights.hub import Located, is_preset, locate
 
@@ -16,7 +18,12 @@ FORMAT = 1
 
 
 def describe(name: str, *, revision: str | None = None) -> VLMConfig:
-    """The config of a preset, a folder or a repository. Nothing is downloaded for a preset; no weights are read."""
+    """The config of a preset, a folder, a repository, or a YAML file that mixes parts (`families.mix`).
+
+    Nothing is downloaded for a preset; no weights are read.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return mix(read_yaml(Path(name).expanduser(), "a model: it should hold vision, connector, ..."), where=name)
     if is_preset(name):
         return preset(name).config
     return read_config(locate(name, revision=revision))[0]
@@ -69,4 +76,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise WeightError(f"{path} cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise WeightError(f"{path} holds {type(data).__name__}, not a table of keys")
+    return data
+
+
+def read_yaml(path: Path, expected: str) -> dict[str, Any]:
+    """A YAML file that holds keys. Raises ConfigError with the line for what is not YAML.
+
+    expected: what the file should be, for the message.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is not {expected}")
     return data
