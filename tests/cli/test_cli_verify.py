@@ -11,6 +11,7 @@ import torch
 
 from opsin.verify.run import write_tiny
 from parity.case import ROOT, SHARED
+from toys import tokenizer_folder
 from weights.folders import edit_json, rewrite
 
 GOLDENS = ROOT / "tests" / "goldens"
@@ -24,7 +25,7 @@ def transformers(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.usefixtures("transformers")
-@pytest.mark.parametrize("family", ["llava15", "llava_next", "blip2", "internvl15", "qwen2_vl"])
+@pytest.mark.parametrize("family", ["llava", "llava15", "llava_next", "blip2", "internvl15", "qwen2_vl"])
 def test_every_tiny_family_that_transformers_has_is_equal(opsin, family):
     done = opsin("verify", "--tiny", family, "--json")
     assert done.code == 0, done
@@ -89,8 +90,20 @@ def test_an_unknown_family_gets_the_nearest_name(opsin):
 
 
 @pytest.mark.usefixtures("transformers")
-def test_what_transformers_cannot_express_is_refused(opsin):
-    assert "connector of two layers" in opsin("verify", "--tiny", "llava").refused()
+def test_what_transformers_cannot_express_is_refused(opsin, tmp_path):
+    own = write_tiny("llava", tmp_path / "hf")
+    assert "connector of two layers" in opsin("verify", own).refused()
+
+
+def test_a_tokenizer_that_transformers_cannot_read_shows_in_the_last_line(opsin, transformers, monkeypatch, tmp_path):
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("unknown format")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    done = opsin("verify", "--tiny", "llava15", "--tokenizer", tokenizer_folder(tmp_path))
+    assert done.code == 0, done
+    said = "8 of 9 rungs equal; ids not compared: transformers cannot read the tokenizer (unknown format)."
+    assert done.out.rstrip().splitlines()[-1].endswith(said)
 
 
 # ---- recorded cases --------------------------------------------------------------------------------------------------
