@@ -171,5 +171,10 @@ def test_a_case_that_lacks_a_file_is_refused(opsin, case, file):
     assert str(case) in opsin("verify", "--case", case).refused()
 
 
+def test_a_case_of_a_part_takes_no_model(opsin):
+    tower = GOLDENS / "internvl" / "vit_300m_two_inputs"
+    assert "records a part of its own model" in opsin("verify", LLAVA, "--case", tower).refused()
+
+
 def test_a_case_takes_no_options_of_the_other_comparison(opsin):
     assert "--case records its inputs" in opsin("verify", "--case", LLAVA, "--dtype", "float16").refused()

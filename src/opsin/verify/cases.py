@@ -243,7 +243,7 @@ def one_tile(config: Any, tile: Array) -> PreparedImage:
 # ---- Qwen2-VL --------------------------------------------------------------------------------------------------------
 
 
-def read_qwen2_vl(config: VLMConfig, case: Case, inputs: Arrays) -> list[Encoded]:
+def read_qwen2_vl(config: VLMConfig, inputs: Arrays) -> list[Encoded]:
     """Rows of padded ids with their pictures and videos, whose patches stand in two lists over the whole batch."""
     used = {"image": 0, "video": 0}
     taken = dict(used)

@@ -51,10 +51,12 @@ def verify_case(folder: Path, name: str | Path | None = None) -> Ladder:
             f"{case.family!r}. It compares {', '.join(f'{kind} of {name}' for name, kind in KINDS)}; tests/parity runs "
             "the other kinds"
         )
+    if name and case.kind != "model":
+        raise ConfigError(f"{folder} records a part of its own model ({case.kind}); leave out {name}")
     inputs, outputs = case.tensors("inputs.safetensors"), case.tensors("outputs.safetensors")
     with torch.inference_mode():
+        vlm = weights.load(name, dtype="float32").vlm if name else own_model(case)
         try:
-            vlm = weights.load(name, dtype="float32").vlm if name else own_model(case)
             found = list(pairs(case, vlm, inputs, outputs))
         except KeyError as error:
             raise ConfigError(f"{folder} lacks {error}, which other cases of its kind have") from None
@@ -64,7 +66,7 @@ def verify_case(folder: Path, name: str | Path | None = None) -> Ladder:
     steps = compare_recorded(found, missing)
     if not found:
         raise ConfigError(f"{folder} holds nothing to compare: its outputs.safetensors has no rung's numbers")
-    reference = f"the recorded {case.data.get('reference', 'code of its authors')}"
+    reference = f"{case.data.get('reference', 'the code of its authors')} (recorded)"
     return Ladder(str(name or case.name), reference, "float32", tuple(steps))
 
 
@@ -73,22 +75,21 @@ def verify_case(folder: Path, name: str | Path | None = None) -> Ladder:
 
 def _llava(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
     samples = read_llava(vlm.config, case, inputs)
-    batch, features = pad(samples), case.allowed("features")
+    batch = pad(samples)
     if "tower_features" in outputs or "projected_features" in outputs:
         assert batch.patches is not None
         assert batch.grids is not None
         shown = shown_tiles(samples, inputs)
-        for rung, key, part_of in (
-            ("features", "tower_features", vlm.vision),
-            ("rows", "projected_features", vlm.rows),
-        ):
+        parts = (("features", "tower_features", vlm.vision), ("rows", "projected_features", vlm.rows))
+        for rung, key, part_of in parts:
             if key in outputs:
                 ours = part_of(batch.patches, batch.grids)
-                yield rung, Pair(as_array(ours), outputs[key][shown].reshape(-1, ours.shape[-1]), **features)
+                recorded = outputs[key][shown].reshape(-1, ours.shape[-1])
+                yield rung, Pair(as_array(ours), recorded, **case.allowed("features"))
     if "image_features" in outputs:
         assert batch.slots is not None
         filled = vlm.embed(batch).flatten(0, 1)[batch.slots]
-        yield "rows", Pair(as_array(filled), outputs["image_features"], **features)
+        yield "rows", Pair(as_array(filled), outputs["image_features"], **case.allowed("features"))
     valid = outputs.get("expanded_attention_mask", inputs["attention_mask"]).astype(bool)
     yield from _logits(case, vlm, samples, _masked(outputs, valid))
     for row, sample in enumerate(samples):
@@ -139,7 +140,7 @@ def _blip2(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
 
 
 def _qwen2_vl(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
-    samples = read_qwen2_vl(vlm.config, case, inputs)
+    samples = read_qwen2_vl(vlm.config, inputs)
     valid = inputs["attention_mask"].astype(bool)
     for row, sample in enumerate(samples if "position_ids" in outputs else ()):
         yield "positions", Pair(sample.positions.T, outputs["position_ids"][:, row][:, valid[row]])
@@ -151,8 +152,9 @@ def _qwen2_vl(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
             rows = vlm.rows(patches, torch.from_numpy(np.concatenate([image.grids for image in shown])))
             yield "rows", Pair(as_array(rows), outputs[key], **case.allowed("features"))
     yield from _logits(case, vlm, samples, _masked(outputs, valid))
-    for sample, answer in zip(samples, outputs.get("greedy_ids", ()), strict="greedy_ids" in outputs):
-        yield _greedy(vlm, sample, answer)
+    if "greedy_ids" in outputs:
+        for sample, answer in zip(samples, outputs["greedy_ids"], strict=True):
+            yield _greedy(vlm, sample, answer)
 
 
 def _internvl(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
@@ -276,10 +278,8 @@ def _logits(case: Case, vlm: VLM, samples: Sequence[Encoded], recorded: Sequence
     hidden = vlm.hidden(pad(samples))
     for row, (sample, wanted) in enumerate(zip(samples, recorded, strict=True)):
         stop = sample.num_tokens - bool(sample.encoder_length)
-        yield (
-            "logits",
-            Pair(as_array(vlm.logits(hidden[row, sample.encoder_length : stop])), wanted, **case.allowed("logits")),
-        )
+        ours = vlm.logits(hidden[row, sample.encoder_length : stop])
+        yield "logits", Pair(as_array(ours), wanted, **case.allowed("logits"))
 
 
 def _greedy(vlm: VLM, sample: Encoded, recorded: Iterable[Any], eos: int | None = None) -> tuple[str, Pair]:
