@@ -135,6 +135,20 @@ def test_a_recorded_case_is_equal(opsin, monkeypatch, folder, rungs):
     assert f"{len(rungs)} of 9 rungs equal; pixels, ids not compared: the case's inputs;" in said["conclusion"]
 
 
+@pytest.mark.parametrize("folder", ["text/tokenizer_legacy", "qwen2_vl/tokenizer"])
+def test_a_recorded_tokenizer_is_equal(opsin, folder):
+    if not (SHARED / "tokenizers").is_dir():
+        pytest.skip("../shared/tokenizers is not there")
+    done = opsin("verify", "--case", GOLDENS / folder, "--tokenizers", SHARED / "tokenizers")
+    assert done.code == 0, done
+    assert "1 of 9 rungs equal" in done.out
+
+
+def test_a_tokenizer_that_is_not_there_is_named(opsin, tmp_path):
+    said = opsin("verify", "--case", GOLDENS / "qwen2_vl" / "tokenizer", "--tokenizers", tmp_path).refused()
+    assert f"no tokenizer 'qwen2' in {tmp_path}" in said
+
+
 @pytest.fixture
 def case(tmp_path: Path) -> Path:
     """A copy of a case, to be spoiled."""
@@ -171,9 +185,9 @@ def test_a_case_that_lacks_a_file_is_refused(opsin, case, file):
     assert str(case) in opsin("verify", "--case", case).refused()
 
 
-def test_a_case_of_a_part_takes_no_model(opsin):
+def test_a_case_of_a_tower_takes_no_model(opsin):
     tower = GOLDENS / "internvl" / "vit_300m_two_inputs"
-    assert "records a part of its own model" in opsin("verify", LLAVA, "--case", tower).refused()
+    assert "is of kind 'vision_features' and takes no model" in opsin("verify", LLAVA, "--case", tower).refused()
 
 
 def test_a_case_takes_no_options_of_the_other_comparison(opsin):

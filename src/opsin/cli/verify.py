@@ -19,6 +19,9 @@ def verify(
     case: Annotated[
         Path | None, typer.Option("--case", help="Folder of recorded outputs of the authors' code, with tiny weights.")
     ] = None,
+    tokenizers: Annotated[
+        Path | None, typer.Option("--tokenizers", help="With --case: folder of published tokenizers, one folder each.")
+    ] = None,
     against: Annotated[
         Path | None, typer.Option("--against", help="Folder that transformers reads in place of the model's own.")
     ] = None,
@@ -48,7 +51,9 @@ def verify(
     options = {"tokenizer": tokenizer, "image": image, "prompt": prompt, "dtype": dtype}
     if case is not None:
         if any(value not in (None, "float32") for value in (tiny, against, *options.values())):
-            raise ConfigError("--case records its inputs, in float32: it takes a MODEL and --json, and nothing else")
+            raise ConfigError("--case records its inputs, in float32: it takes a MODEL, --tokenizers and --json")
+    elif tokenizers is not None:
+        raise ConfigError("--tokenizers goes with --case; --tokenizer names the folder of one")
     elif (model is None) == (tiny is None):
         raise ConfigError("give a MODEL or --tiny FAMILY, one of them, or --case FOLDER")
     elif tiny is not None and against is not None:
@@ -56,7 +61,7 @@ def verify(
     from opsin.verify import recorded, run
 
     if case is not None:
-        ladder = recorded.verify_case(case, model)
+        ladder = recorded.verify_case(case, model, tokenizers=tokenizers)
     elif tiny is not None:
         ladder = run.verify_tiny(tiny, max_new_tokens=max_new_tokens, **options)  # type: ignore[arg-type]
     else:

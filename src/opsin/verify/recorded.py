@@ -19,6 +19,7 @@ from opsin.generate.sampling import Sampling
 from opsin.nn.seq2seq import Seq2Seq
 from opsin.nn.vlm import VLM
 from opsin.spec.resolution import DynamicTiles
+from opsin.verify import texts
 from opsin.verify.cases import (
     Array,
     Arrays,
@@ -37,37 +38,48 @@ Pairs = Iterator[tuple[str, Pair]]
 """(rung, our numbers and the recorded ones)."""
 
 
-def verify_case(folder: Path, name: str | Path | None = None) -> Ladder:
-    """Compare a model with a case.
+def verify_case(folder: Path, name: str | Path | None = None, *, tokenizers: Path | None = None) -> Ladder:
+    """Compare a model, or a tokenizer, with a case.
 
-    name: the model, by default the case's own tiny one. Raises ConfigError where the case cannot be read or holds
-    nothing of a model that runs here, and what loading raises.
+    name: the model, by default the case's own tiny one. tokenizers: folder of published tokenizers, by default the one
+    beside the case. Raises ConfigError where the case cannot be read or holds nothing that is compared here, and what
+    loading raises.
     """
-    case = Case.load(folder)
-    pairs = KINDS.get((case.family, case.kind))
-    if pairs is None:
+    case = Case.load(folder, tokenizers)
+    is_text = case.kind == "tokenizer" and case.family in texts.DEFAULT_TOKENIZER
+    if (case.family, case.kind) not in KINDS and not is_text:
         raise ConfigError(
             f"{folder} holds nothing that `opsin verify --case` compares: its kind is {case.kind!r} of family "
-            f"{case.family!r}. It compares {', '.join(f'{kind} of {name}' for name, kind in KINDS)}; tests/parity runs "
-            "the other kinds"
+            f"{case.family!r}. It compares {', '.join(f'{kind} of {family}' for family, kind in KINDS)}, and tokenizer "
+            f"of {', '.join(texts.DEFAULT_TOKENIZER)}; tests/parity runs the other kinds"
         )
     if name and case.kind != "model":
-        raise ConfigError(f"{folder} records a part of its own model ({case.kind}); leave out {name}")
+        raise ConfigError(f"{folder} is of kind {case.kind!r} and takes no model; leave out {name}")
+    missing = {"greedy": "recorded answers were kept from ending early"} if _kept_going(case) else {}
+    try:
+        if is_text:
+            found = [("ids", Pair(np.array(ours), np.array(wanted))) for _, ours, wanted in texts.tokenised(case)]
+        else:
+            found = _of_model(case, name)
+            missing |= dict.fromkeys(("pixels", "ids"), "the case's inputs")
+    except KeyError as error:
+        raise ConfigError(f"{folder} lacks {error}, which other cases of its kind have") from None
+    if not found:
+        raise ConfigError(f"{folder} holds nothing to compare: numbers of no rung are recorded")
+    reference = f"{case.data.get('reference', 'the code of its authors')} (recorded)"
+    return Ladder(str(name or case.name), reference, "float32", tuple(compare_recorded(found, missing)))
+
+
+def _of_model(case: Case, name: str | Path | None) -> list[tuple[str, Pair]]:
     inputs, outputs = case.tensors("inputs.safetensors"), case.tensors("outputs.safetensors")
     with torch.inference_mode():
         vlm = weights.load(name, dtype="float32").vlm if name else own_model(case)
-        try:
-            found = list(pairs(case, vlm, inputs, outputs))
-        except KeyError as error:
-            raise ConfigError(f"{folder} lacks {error}, which other cases of its kind have") from None
-    missing = dict.fromkeys(("pixels", "ids"), "the case's inputs")
-    if "min_new_tokens" in case.data.get("greedy", {}):
-        missing["greedy"] = "recorded answers were kept from ending early"
-    steps = compare_recorded(found, missing)
-    if not found:
-        raise ConfigError(f"{folder} holds nothing to compare: its outputs.safetensors has no rung's numbers")
-    reference = f"{case.data.get('reference', 'the code of its authors')} (recorded)"
-    return Ladder(str(name or case.name), reference, "float32", tuple(steps))
+        return list(KINDS[case.family, case.kind](case, vlm, inputs, outputs))
+
+
+def _kept_going(case: Case) -> bool:
+    """Whether answers were kept from ending early: such an answer is not what a model says by itself."""
+    return bool(case.data.get("greedy", {}).get("min_new_tokens"))
 
 
 # ---- families --------------------------------------------------------------------------------------------------------
@@ -172,8 +184,7 @@ def _internvl(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
         samples = read_internvl(model.config, case, given)
         valid = given.get("attention_mask", np.ones_like(given["input_ids"])).astype(bool)
         yield from _logits(case, model, samples, _masked(recorded, valid))
-        # Answers that were kept from ending early are not what a model says by itself.
-        if "generated_ids" in recorded and not case.data.get("greedy", {}).get("min_new_tokens"):
+        if "generated_ids" in recorded and not _kept_going(case):
             for sample, row in zip(samples, recorded["generated_ids"], strict=True):
                 yield _greedy(model, sample, row, run.get("eos_token_id"))
 
