@@ -229,7 +229,10 @@ def read_blip2(config: VLMConfig, case: Case, inputs: Arrays, prefix: str = "") 
             kept = np.concatenate([kept, [start], answer])
             taught = np.arange(len(kept)) > length
         elif labels is not None:
-            taught = labels[row][valid[row]] != -100
+            wanted = labels[row][valid[row]]
+            taught = wanted != -100
+            if not np.array_equal(wanted[taught], kept[taught]):
+                raise ConfigError(f"{case.name} row {row}: its labels are not its own ids")
         samples.append(encoded(kept, slots, [image], taught=taught, encoder_length=length, name=f"row {row}"))
     return samples
 
@@ -302,6 +305,8 @@ def _of_grid(config: VLMConfig, patches: Array, grid: Grid) -> PreparedImage:
     config = config.replace(resolution=free)
     size = (w * config.vision.patch_size, h * config.vision.patch_size)
     plan: ImagePlan = config.plan(size) if t == 1 else config.plan_video(size, num_frames=t * config.vision.frames)
+    if plan.tiles[0].grid != grid:
+        raise ConfigError(f"a grid of {grid} is recorded, the model's plan has {plan.tiles[0].grid}")
     return PreparedImage(np.ascontiguousarray(patches, np.float32), np.array([grid], np.int64), plan, "recorded")
 
 
@@ -322,9 +327,9 @@ def read_internvl(config: VLMConfig, case: Case, given: Arrays) -> list[Encoded]
         for length in [len(list(group)) for is_image, group in groupby(ids == config.image_token_id) if is_image]:
             count = length // per_tile
             images.append(_in_a_row(config, tiles[used : used + count]))
+            check_slots(length, images[-1:], f"{case.name} row {row}")
             used += count
         slots = np.flatnonzero(ids == config.image_token_id)
-        check_slots(len(slots), images, f"{case.name} row {row}")
         taught = given["labels"][row][valid] != -100 if "labels" in given else None
         samples.append(encoded(ids, slots, images, taught=taught, name=f"row {row}"))
     if used != len(tiles):
