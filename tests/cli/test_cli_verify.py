@@ -1,6 +1,7 @@
 """`opsin verify`: equal models are equal, a broken copy is caught on the rung where it is broken."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,22 @@ import pytest
 import torch
 
 from opsin.verify.run import write_tiny
+from parity.case import ROOT, SHARED
+from toys import tokenizer_folder
 from weights.folders import edit_json, rewrite
 
+GOLDENS = ROOT / "tests" / "goldens"
+LLAVA = GOLDENS / "llava" / "hf_llava15_mlp"
 
-@pytest.fixture(autouse=True)
+
+@pytest.fixture
 def transformers(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     return pytest.importorskip("transformers", minversion="5")
 
 
-@pytest.mark.parametrize("family", ["llava15", "llava_next", "blip2", "internvl15", "qwen2_vl"])
+@pytest.mark.usefixtures("transformers")
+@pytest.mark.parametrize("family", ["llava", "llava15", "llava_next", "blip2", "internvl15", "qwen2_vl"])
 def test_every_tiny_family_that_transformers_has_is_equal(opsin, family):
     done = opsin("verify", "--tiny", family, "--json")
     assert done.code == 0, done
@@ -52,6 +59,7 @@ def perturb_last_layer(folder: Path) -> None:
     rewrite(folder, change)
 
 
+@pytest.mark.usefixtures("transformers")
 @pytest.mark.parametrize(
     ("spoil", "rung"),
     [
@@ -81,5 +89,106 @@ def test_an_unknown_family_gets_the_nearest_name(opsin):
     assert "did you mean 'llava_next'" in opsin("verify", "--tiny", "llava_nxt").refused()
 
 
-def test_what_transformers_cannot_express_is_refused(opsin):
-    assert "connector of two layers" in opsin("verify", "--tiny", "llava").refused()
+@pytest.mark.usefixtures("transformers")
+def test_what_transformers_cannot_express_is_refused(opsin, tmp_path):
+    own = write_tiny("llava", tmp_path / "hf")
+    assert "connector of two layers" in opsin("verify", own).refused()
+
+
+def test_a_tokenizer_that_transformers_cannot_read_shows_in_the_last_line(opsin, transformers, monkeypatch, tmp_path):
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("unknown format")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    done = opsin("verify", "--tiny", "llava15", "--tokenizer", tokenizer_folder(tmp_path))
+    assert done.code == 0, done
+    said = "8 of 9 rungs equal; ids not compared: transformers cannot read the tokenizer (unknown format)."
+    assert done.out.rstrip().splitlines()[-1].endswith(said)
+
+
+# ---- recorded cases --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folder", "rungs"),
+    [
+        ("llava/hf_llava15_mlp", {"rows", "logits", "greedy"}),
+        ("llava/orig_llava16_anyres_unpad", {"rows", "logits", "greedy"}),
+        ("internvl/vit_300m_two_inputs", {"features"}),
+        ("internvl/chat_v1_5_internlm2", {"rows", "logits", "greedy"}),
+        ("internvl/internlm2_dynamic_ntk", {"logits"}),
+        ("blip2/hf_opt", {"features", "rows", "logits", "greedy"}),
+        ("blip2/hf_t5", {"features", "rows", "logits", "greedy"}),
+        ("qwen2_vl/video_and_image", {"positions", "rows", "logits", "greedy"}),
+        ("qwen2_vl/vit_features", {"features", "rows"}),
+    ],
+)
+def test_a_recorded_case_is_equal(opsin, monkeypatch, folder, rungs):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # nobody needs it here
+    case = next((each / folder for each in (GOLDENS, SHARED / "goldens") if (each / folder).is_dir()), None)
+    if case is None:
+        pytest.skip(f"../shared/goldens/{folder} is not there")
+    done = opsin("verify", "--case", case, "--json")
+    assert done.code == 0, done
+    said = json.loads(done.out)
+    assert {step["rung"] for step in said["steps"] if step["verdict"] == "equal"} == rungs
+    assert f"{len(rungs)} of 9 rungs equal; pixels, ids not compared: the case's inputs;" in said["conclusion"]
+
+
+@pytest.mark.parametrize("folder", ["text/tokenizer_legacy", "qwen2_vl/tokenizer"])
+def test_a_recorded_tokenizer_is_equal(opsin, folder):
+    if not (SHARED / "tokenizers").is_dir():
+        pytest.skip("../shared/tokenizers is not there")
+    done = opsin("verify", "--case", GOLDENS / folder, "--tokenizers", SHARED / "tokenizers")
+    assert done.code == 0, done
+    assert "1 of 9 rungs equal" in done.out
+
+
+def test_a_tokenizer_that_is_not_there_is_named(opsin, tmp_path):
+    said = opsin("verify", "--case", GOLDENS / "qwen2_vl" / "tokenizer", "--tokenizers", tmp_path).refused()
+    assert f"no tokenizer 'qwen2' in {tmp_path}" in said
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Path:
+    """A copy of a case, to be spoiled."""
+    return shutil.copytree(LLAVA, tmp_path / "case")
+
+
+def test_a_case_with_other_weights_exits_1(opsin, case):
+    rewrite(case, lambda state: state["multi_modal_projector.linear_2.bias"].add_(2e-5))  # recorded: 1e-5
+    done = opsin("verify", "--case", case, "--json")
+    assert done.code == 1, done
+    said = json.loads(done.out)
+    assert said["first_difference"] == "rows"
+    rows = next(step for step in said["steps"] if step["rung"] == "rows")
+    assert rows["error"] == pytest.approx(2e-5, rel=0.1)
+    assert rows["tolerance"] == 1e-5
+
+
+def test_another_model_may_take_the_place_of_the_case_s_own(opsin, case):
+    rewrite(case, lambda state: state["language_model.lm_head.weight"].mul_(1.01))
+    assert opsin("verify", case, "--case", LLAVA).code == 1
+    done = opsin("verify", LLAVA, "--case", case)
+    assert done.code == 0, done
+    assert "0.0001 + 0.0001·|x|" in done.out
+
+
+def test_a_case_without_a_model_is_refused(opsin):
+    said = opsin("verify", "--case", GOLDENS / "llava" / "prompts").refused()
+    assert "holds nothing that `opsin verify --case` compares: its kind is 'prompt' of family 'llava'" in said
+
+
+@pytest.mark.parametrize("file", ["case.json", "outputs.safetensors", "model.safetensors"])
+def test_a_case_that_lacks_a_file_is_refused(opsin, case, file):
+    (case / file).unlink()
+    assert str(case) in opsin("verify", "--case", case).refused()
+
+
+def test_a_case_of_a_tower_takes_no_model(opsin):
+    tower = GOLDENS / "internvl" / "vit_300m_two_inputs"
+    assert "is of kind 'vision_features' and takes no model" in opsin("verify", LLAVA, "--case", tower).refused()
+
+
+def test_a_case_takes_no_options_of_the_other_comparison(opsin):
+    assert "--case records its inputs" in opsin("verify", "--case", LLAVA, "--dtype", "float16").refused()

@@ -1,55 +1,20 @@
-"""One recorded case: a folder with `case.json`, which says what was run, and the files that go with it."""
+"""Where recorded cases (`opsin.verify.cases`) are, and how arrays are compared with what was recorded."""
 
 import hashlib
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opsin.verify.cases import Case
+
+__all__ = ["ROOT", "SHARED", "Case", "check_close", "check_equal", "find_cases"]
+
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
 """Recorded outputs, tokenizers and odd pictures beside the repository. Tests that want them skip without."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a runner gets. Everything it needs to know stands in `data` and the files, nothing in names of folders."""
-
-    family: str
-    kind: str
-    name: str
-    folder: Path
-    data: dict[str, Any] = field(repr=False)
-    """The content of `case.json`."""
-    tokenizers: Path = field(repr=False)
-    """Folder of published tokenizers, one folder each. It may not exist: runners that need one skip with the reason."""
-
-    @classmethod
-    def load(cls, folder: Path, tokenizers: Path) -> "Case":
-        """Read `case.json`. Raises ValueError when it does not say which family and kind it is."""
-        data = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-        for key in ("family", "kind"):
-            if not isinstance(data, dict) or not isinstance(data.get(key), str):
-                raise ValueError(f"{folder / 'case.json'} has no {key!r}")
-        return cls(data["family"], data["kind"], str(data.get("case", folder.name)), folder, data, tokenizers)
-
-    def json(self, name: str) -> Any:
-        """The content of one JSON file of the case."""
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))
-
-    def has(self, name: str) -> bool:
-        """Whether the case has this file."""
-        return (self.folder / name).is_file()
-
-    def tensors(self, name: str) -> dict[str, NDArray[Any]]:
-        """The arrays of one safetensors file of the case."""
-        from safetensors.numpy import load_file
-
-        return load_file(self.folder / name)
 
 
 def find_cases(folders: Iterable[Path]) -> list[Path]:

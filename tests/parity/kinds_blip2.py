@@ -21,14 +21,15 @@ from opsin.generate.beam import Beams, beam_search
 from opsin.generate.decode import generate
 from opsin.generate.sampling import Sampling
 from opsin.media.image import open_image
-from opsin.media.prepare import PreparedImage, pixels, prepare
+from opsin.media.prepare import pixels, prepare
 from opsin.nn.batch import Batch
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.resolution import Squash
 from opsin.spec.seq2seq import Seq2SeqConfig
-from opsin.spec.vision import VisionConfig
 from opsin.text.cleaning import clean_caption, clean_question
+from opsin.verify.cases import encoded, one_tile, read_blip2
+from opsin.verify.theirs import to_patches
 from opsin.weights.exporter import to_layout
 from parity import stage1_blip2
 from parity.case import Case, check_close, check_equal
@@ -36,11 +37,9 @@ from parity.case import Case, check_close, check_equal
 Array = NDArray[Any]
 
 
-def check(case: Case, ours: torch.Tensor, recorded: Array, what: str, *, kind: str = "logits_and_hidden") -> None:
-    """Within the tolerance that the case states in words: `atol 2e-5, rtol 1e-4 (...)`."""
-    said = case.data["tolerances"][kind]
-    allowed = {name: float(value) for name, value in re.findall(r"(atol|rtol) ([\d.e-]+)", said)}
-    check_close(ours.detach().numpy(), recorded, f"{case.name} {what}", **allowed)
+def check(case: Case, ours: torch.Tensor, recorded: Array, what: str, *, kind: str = "logits") -> None:
+    """Within the recorded tolerance."""
+    check_close(ours.detach().numpy(), recorded, f"{case.name} {what}", **case.allowed(kind))
 
 
 # ---- pixels and texts ------------------------------------------------------------------------------------------------
@@ -96,7 +95,7 @@ def run_model(case: Case) -> None:
     inputs, outputs = case.tensors("inputs.safetensors"), case.tensors("outputs.safetensors")
     checked = set()
 
-    samples = read_samples(vlm.config, hub, inputs)
+    samples = read_blip2(vlm.config, case, inputs)
     batch = pad(samples)
     assert batch.patches is not None
     assert batch.grids is not None
@@ -115,7 +114,7 @@ def run_model(case: Case) -> None:
     check_logits(case, vlm, samples, hidden, inputs, outputs["logits"], "logits")
     places, targets = batch.targets()
     loss = F.cross_entropy(vlm.logits(hidden.flatten(0, 1)[places]), targets)
-    check(case, loss, outputs["loss"], "loss", kind="losses")
+    check(case, loss, outputs["loss"], "loss", kind="loss")
     loss.backward()
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in vlm.named_parameters()}
     layout = next(each for each in BLIP2.layouts(vlm.config) if each.name == model.layout)
@@ -127,7 +126,7 @@ def run_model(case: Case) -> None:
 
     with torch.no_grad():
         for name in (name for name in inputs if name.startswith("pixel_values_")):
-            other = pad(read_samples(vlm.config, hub, inputs | {"pixel_values": inputs[name]}))
+            other = pad(read_blip2(vlm.config, case, inputs | {"pixel_values": inputs[name]}))
             key = f"logits_{name.removeprefix('pixel_values_')}_interp"
             check_logits(case, vlm, samples, vlm.hidden(other), inputs, outputs[key], key)
             checked.add(key)
@@ -143,63 +142,6 @@ def hidden_of(module: torch.nn.Module, run: Callable[[], object]) -> torch.Tenso
     run()
     handle.remove()
     return kept[0]
-
-
-def read_samples(config: VLMConfig, hub: dict[str, Any], inputs: dict[str, Array], prefix: str = "") -> list[Encoded]:
-    """Rows of ids with the picture's slots in front, padded on either side. A T5's labels are its decoder's tokens."""
-    ids, valid = inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"].astype(bool)
-    labels = None if prefix else inputs["labels"]
-    start = hub["text_config"].get("decoder_start_token_id")
-    samples = []
-    for row in range(len(ids)):
-        image = prepared(config, inputs["pixel_values"][row])
-        kept = ids[row][valid[row]]
-        slots = np.flatnonzero(kept == config.image_token_id)
-        assert len(slots) == image.plan.num_slots, "recorded slots and planned slots"
-        length = 0
-        taught = np.zeros(len(kept), np.bool_)
-        if isinstance(config.decoder, Seq2SeqConfig):
-            length = len(kept)
-            answer = labels[row][labels[row] != -100] if labels is not None else np.zeros(0, np.int64)
-            kept = np.concatenate([kept, [start], answer])
-            taught = np.arange(len(kept)) > length
-        elif labels is not None:
-            taught = labels[row][valid[row]] != -100
-            np.testing.assert_array_equal(labels[row][valid[row]][taught], kept[taught])
-        samples.append(encoded(kept, slots, taught, image, row, encoder_length=length))
-    return samples
-
-
-def encoded(
-    ids: Array, slots: Array, taught: Array, image: PreparedImage, row: int, *, encoder_length: int = 0
-) -> Encoded:
-    return Encoded(
-        ids=ids.astype(np.int64),
-        supervised=taught,
-        positions=np.arange(len(ids), dtype=np.int64)[:, None],
-        slots=slots,
-        slot_rows=image.plan.layout.order.astype(np.int64),
-        images=(image,),
-        token_spans=np.zeros(len(ids), np.int64),
-        spans=(),
-        encoder_length=encoder_length,
-        name=f"row {row}",
-    )
-
-
-def prepared(config: Any, tile: Array) -> PreparedImage:
-    """Recorded pixel values (3, H, W) of any size, as one tile of the model's plan."""
-    plan = config.plan((tile.shape[-1], tile.shape[-2]))
-    patch = config.vision.patch_size
-    grid = (1, tile.shape[-2] // patch, tile.shape[-1] // patch)
-    return PreparedImage(to_patches(tile[None], config.vision), np.array([grid], np.int64), plan, "recorded")
-
-
-def to_patches(tiles: Array, vision: VisionConfig) -> Array:
-    """(N, 3, H, W) -> (P, 3 * p * p)."""
-    p, (n, _, height, width) = vision.patch_size, tiles.shape
-    cut = tiles.reshape(n, 3, height // p, p, width // p, p).transpose(0, 2, 4, 1, 3, 5)
-    return np.ascontiguousarray(cut).reshape(-1, 3 * p * p).astype(np.float32)
 
 
 def check_logits(
@@ -229,8 +171,8 @@ def check_answers(
     text, checked = hub["text_config"], set()
     eos = text["eos_token_id"]
     assert isinstance(eos, int), f"{case.name}: several stop tokens, {eos}"
-    prompts = read_samples(vlm.config, hub, inputs, "gen_")
-    bare = read_samples(vlm.config, hub, without_prompt(hub, inputs), "gen_")
+    prompts = read_blip2(vlm.config, case, inputs, "gen_")
+    bare = read_blip2(vlm.config, case, without_prompt(hub, inputs), "gen_")
     for name, samples in (("greedy_ids", prompts), ("greedy_ids_no_prompt", bare)):
         if name not in outputs:
             continue
@@ -281,8 +223,7 @@ def new_ids(config: VLMConfig, row: Array, inputs: dict[str, Array], hub: dict[s
 def continued(sample: Encoded, ids: list[int]) -> Batch:
     """A prompt with an answer behind it."""
     everything = np.concatenate([sample.ids, np.array(ids, np.int64)])
-    taught = np.zeros(len(everything), np.bool_)
-    return pad([encoded(everything, sample.slots, taught, sample.images[0], 0, encoder_length=sample.encoder_length)])
+    return pad([encoded(everything, sample.slots, sample.images, encoder_length=sample.encoder_length)])
 
 
 def step_logits(vlm: VLM, sample: Encoded, ids: list[int]) -> torch.Tensor:
@@ -308,7 +249,7 @@ def run_retrieval_scores(case: Case) -> None:
     assert (inputs["input_ids"][:, :strip] == config.image_token_id).all() if strip else True
     ids = torch.from_numpy(inputs["input_ids"][:, strip:])
     valid = torch.from_numpy(inputs["attention_mask"][:, strip:]).bool()
-    pictures = [prepared(config, tile) for tile in inputs["pixel_values"]]
+    pictures = [one_tile(config, tile) for tile in inputs["pixel_values"]]
     patches = torch.from_numpy(np.concatenate([picture.patches for picture in pictures]))
     grids = torch.from_numpy(np.concatenate([picture.grids for picture in pictures]))
     with torch.no_grad():

@@ -5,7 +5,6 @@ Everything comes from case.json, the published config files and the tensors; no 
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,18 @@ from numpy.typing import NDArray
 from opsin import families, weights
 from opsin.collate import pack, pad
 from opsin.encode import Encoded
-from opsin.families._internvl_hub import read_tower
-from opsin.families._internvl_text import read_decoder
 from opsin.families._parts import IMAGENET_MEAN, IMAGENET_STD
 from opsin.generate import Sampling, generate
 from opsin.media.image import open_image
-from opsin.media.prepare import PreparedImage, pixels
+from opsin.media.prepare import pixels
 from opsin.nn.batch import Batch
 from opsin.nn.cache import KVCache
 from opsin.nn.positions import resize_table
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.resolution import DynamicTiles, Pad, ResolutionConfig, Squash
+from opsin.verify.cases import cut, encoded, read_internvl
+from opsin.verify.recorded import own_model, part, reordered, tower_states
 from parity.case import Case, check_close, check_equal
 
 Array = NDArray[Any]
@@ -116,63 +115,37 @@ def _resolution(item: dict[str, Any], mean: tuple[float, float, float]) -> Resol
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
-def cut(tiles: Array, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Recorded pixel values (N, 3, H, W) as patches and grids."""
-    n, _, height, width = tiles.shape
-    rows, columns, p = height // patch_size, width // patch_size, patch_size
-    patches = tiles[:, :, : rows * p, : columns * p].reshape(n, 3, rows, p, columns, p).transpose(0, 2, 4, 1, 3, 5)
-    return (
-        torch.from_numpy(np.ascontiguousarray(patches, np.float32).reshape(n * rows * columns, -1)),
-        torch.tensor([(1, rows, columns)] * n),
-    )
-
-
 def run_vision_features(case: Case) -> None:
     """A tower alone: every hidden state, its class token, other grids than its own."""
-    vision = read_tower(case.json("config.json"), out_layer=-1)
-    every = vision.replace(class_token="keep", out_layers=tuple(range(vision.num_layers + 1)))
-    config = TINY.replace(vision=every, resolution=DynamicTiles(tile_size=vision.image_size))
-    vlm = weights.build(config, seed=0).eval()
-    weights.load_part(vlm, "vision", case.folder)
+    vlm = own_model(case)
     inputs, outputs = case.tensors("inputs.safetensors"), case.tensors("outputs.safetensors")
     checked = set()
     for name, tiles in inputs.items():
-        suffix = name.removeprefix("pixel_values")
-        patches, grids = cut(tiles, vision.patch_size)
         with torch.inference_mode():
-            features = vlm.vision(patches, grids).unflatten(0, (len(tiles), -1)).unflatten(-1, (-1, vision.dim))
-        states = {f"hidden_states{suffix}.{index}": features[:, :, index] for index in range(features.shape[2])}
-        states |= {f"last_hidden_state{suffix}": features[:, :, -1], f"pooler_output{suffix}": features[:, 0, -1]}
+            states = tower_states(vlm, tiles, name.removeprefix("pixel_values"))
         for key in states.keys() & outputs.keys():
-            check_close(states[key].numpy(), outputs[key], f"{case.name} {key}", **tolerance(case))
+            check_close(states[key].numpy(), outputs[key], f"{case.name} {key}", **case.allowed("logits"))
             checked.add(key)
     positions = vlm.vision.positions
     assert positions is not None
     for key in outputs:
         if match := re.fullmatch(r"position_embedding_resized_(\d+)", key):
-            side = int(match[1]) // vision.patch_size
+            side = int(match[1]) // vlm.config.vision.patch_size
             table = torch.cat([positions[:1], resize_table(positions[1:], (side, side))])[None]
-            check_close(table.detach().numpy(), outputs[key], f"{case.name} {key}", **tolerance(case))
+            check_close(table.detach().numpy(), outputs[key], f"{case.name} {key}", **case.allowed("logits"))
             checked.add(key)
     assert outputs.keys() == checked, f"{case.name}: nobody checks {sorted(outputs.keys() - checked)}"
 
 
-def tolerance(case: Case) -> dict[str, float]:
-    return {"atol": case.data["tolerance"]["atol"], "rtol": case.data["tolerance"]["rtol"]}
-
-
 def run_language_model(case: Case) -> None:
     """A language model alone: logits of every recorded text."""
-    hub = case.json("config.json")
-    decoder = read_decoder(hub, tied=bool(hub.get("tie_word_embeddings")), where=case.name)
-    vlm = weights.build(TINY.replace(decoder=decoder, image_token_id=None), seed=0).eval()
-    weights.load_part(vlm, "decoder", case.folder)
+    vlm = own_model(case)
     inputs, outputs = case.tensors("inputs.safetensors"), case.tensors("outputs.safetensors")
     for key, recorded in outputs.items():
         suffix = key.removeprefix("logits")
         ids = inputs[f"input_ids{suffix}"]
         mask = inputs.get(f"attention_mask{suffix}", np.ones_like(ids)).astype(bool)
-        samples = [sample_of(row[valid]) for row, valid in zip(ids, mask, strict=True)]
+        samples = [encoded(row[valid]) for row, valid in zip(ids, mask, strict=True)]
         check_logits(case, vlm, samples, recorded, mask, key)
 
 
@@ -195,35 +168,23 @@ def run_model(case: Case) -> None:
         given = part(inputs, run.get("inputs_from", run["name"]))
         recorded = part(outputs, run["name"])
         checked |= {f"{run['name']}.{key}" for key in recorded}
-        check_run(case, order(model.vlm, run.get("ps_version")), run, given, recorded)
+        check_run(case, reordered(model.vlm, run.get("ps_version")), run, given, recorded)
     assert outputs.keys() == checked, f"{case.name}: nobody checks {sorted(outputs.keys() - checked)}"
-
-
-def part(tensors: dict[str, Array], name: str) -> dict[str, Array]:
-    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-
-
-def order(vlm: VLM, ps_version: str | None) -> VLM:
-    """The model with rows in the other order, where a run asks for it."""
-    if ps_version is None:
-        return vlm
-    connector = vlm.config.connector.replace(order="columns" if ps_version == "v1" else "rows")
-    other = VLM(vlm.config.replace(connector=connector)).eval()
-    other.load_state_dict(vlm.state_dict())
-    return other
 
 
 def check_run(case: Case, vlm: VLM, run: dict[str, Any], given: dict[str, Array], recorded: dict[str, Array]) -> None:
     what = f"{case.name} {run['name']}"
     if "image_embeds" in recorded:
-        patches, grids = cut(given["pixel_values"], vlm.config.vision.patch_size)
+        patches, grids = map(torch.from_numpy, cut(given["pixel_values"], vlm.config.vision))
         with torch.inference_mode():
             rows = vlm.rows(patches, grids).unflatten(0, (len(given["pixel_values"]), -1))
-        check_close(rows.numpy(), recorded["image_embeds"], f"{what} rows", **tolerance(case))
+        check_close(rows.numpy(), recorded["image_embeds"], f"{what} rows", **case.allowed("logits"))
     if not recorded.keys() - {"image_embeds"}:
         return
     mask = given.get("attention_mask", np.ones_like(given["input_ids"])).astype(bool)
-    samples = read_samples(vlm.config, given, mask)
+    samples = read_internvl(vlm.config, case, given)
+    for row, sample in enumerate(samples if "position_ids" in given else ()):
+        check_equal(given["position_ids"][row][mask[row]], sample.positions[:, 0], f"{what} row {row} positions")
     if "logits" in recorded:
         check_logits(case, vlm, samples, recorded["logits"], mask, what)
     if "loss" in recorded:
@@ -231,57 +192,9 @@ def check_run(case: Case, vlm: VLM, run: dict[str, Any], given: dict[str, Array]
         places, targets = batch.targets()
         with torch.inference_mode():
             loss = F.cross_entropy(vlm.logits(vlm.hidden(batch).flatten(0, 1)[places]), targets)
-        check_close(loss.reshape(1).numpy(), recorded["loss"].reshape(1), f"{what} loss", **tolerance(case))
+        check_close(loss.reshape(1).numpy(), recorded["loss"].reshape(1), f"{what} loss", **case.allowed("logits"))
     if "generated_ids" in recorded:
         check_answers(case, vlm, run, samples, recorded, what)
-
-
-def read_samples(config: VLMConfig, given: dict[str, Array], mask: Array) -> list[Encoded]:
-    """Rows of padded ids. Every stretch of image tokens is a picture, which takes the next tiles of the batch."""
-    tiles = given.get("pixel_values", np.zeros((0, 3, 1, 1), np.float32))
-    # Text-only samples of a training batch bring a dummy tile along, which a flag takes out again.
-    tiles = tiles[given["image_flags"].reshape(-1) != 0] if "image_flags" in given else tiles
-    per_tile = (config.resolution.tile_size // config.vision.patch_size // 2) ** 2
-    used, samples = 0, []
-    for row, valid in enumerate(mask):
-        ids, images = given["input_ids"][row][valid], []
-        if "position_ids" in given:
-            check_equal(given["position_ids"][row][valid], np.arange(len(ids)), f"row {row} positions")
-        stretches = [len(list(group)) for is_image, group in groupby(ids == config.image_token_id) if is_image]
-        for length in stretches:
-            count = length // per_tile
-            images.append(recorded_image(config, tiles[used : used + count]))
-            used += count
-            assert length == images[-1].plan.num_slots
-        taught = given["labels"][row][valid] != -100 if "labels" in given else None
-        samples.append(sample_of(ids, config.image_token_id, images, taught))
-    assert used == len(tiles), f"{used} tiles are shown, {len(tiles)} recorded"
-    return samples
-
-
-def recorded_image(config: VLMConfig, tiles: Array) -> PreparedImage:
-    """Recorded tiles as one picture: a plan of as many tiles in a row."""
-    count, side = len(tiles), config.resolution.tile_size
-    rule = DynamicTiles(tile_size=side, min_tiles=count, max_tiles=count, thumbnail="none")
-    patches, grids = cut(tiles, config.vision.patch_size)
-    plan = config.replace(resolution=rule).plan((count * side, side))
-    return PreparedImage(patches.numpy(), grids.numpy(), plan, "recorded")
-
-
-def sample_of(
-    ids: Array, image_id: int | None = None, images: Sequence[PreparedImage] = (), taught: Array | None = None
-) -> Encoded:
-    orders = [image.plan.layout.order for image in images]
-    return Encoded(
-        ids=ids.astype(np.int64),
-        supervised=np.zeros(len(ids), np.bool_) if taught is None else taught,
-        positions=np.arange(len(ids), dtype=np.int64)[:, None],
-        slots=np.flatnonzero(ids == image_id) if images else np.zeros(0, np.int64),
-        slot_rows=np.concatenate(orders).astype(np.int64) if orders else np.zeros(0, np.int64),
-        images=tuple(images),
-        token_spans=np.zeros(len(ids), np.int64),
-        spans=(),
-    )
 
 
 def check_logits(case: Case, vlm: VLM, samples: Sequence[Encoded], recorded: Array, mask: Array, what: str) -> None:
@@ -291,7 +204,7 @@ def check_logits(case: Case, vlm: VLM, samples: Sequence[Encoded], recorded: Arr
             hidden = vlm.hidden(batch)
             for row, (place, start, stop) in enumerate(batch.documents):
                 logits = vlm.logits(hidden[place, start:stop]).numpy()
-                check_close(logits, recorded[row][mask[row]], f"{what}, {form} row {row}", **tolerance(case))
+                check_close(logits, recorded[row][mask[row]], f"{what}, {form} row {row}", **case.allowed("logits"))
 
 
 def check_answers(
@@ -314,7 +227,7 @@ def check_answers(
         logits = steps(vlm, sample, answer)
         if "step_logits" in recorded:
             steps_recorded = recorded["step_logits"][row][: len(answer)]
-            check_close(logits, steps_recorded, f"{what} steps of row {row}", **tolerance(case))
+            check_close(logits, steps_recorded, f"{what} steps of row {row}", **case.allowed("logits"))
         logits[:, suppressed] = -np.inf
         assert logits.argmax(-1).tolist() == answer, f"{what} row {row}"
 

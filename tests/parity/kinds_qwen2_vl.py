@@ -26,10 +26,11 @@ from opsin.nn.pixels import Pixels
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.native import Native, SmallSides, VideoSampling
-from opsin.spec.plan import Grid, ImagePlan
 from opsin.spec.positions import token_positions
 from opsin.text.messages import Conversation, Message, TextPart, parse
 from opsin.text.render import ControlSpan, ImageSpan, Span, render
+from opsin.verify.cases import encoded, grids_of, merged, read_qwen2_vl
+from opsin.verify.recorded import own_model
 from opsin.weights.exporter import to_layout
 from parity import kinds_text
 from parity.case import Case, check_close, check_equal
@@ -218,37 +219,11 @@ def _check_positions(config: VLMConfig, given: dict[str, Array], wanted: Array, 
     taken = {"image": 0, "video": 0}
     for row, valid in enumerate(given["attention_mask"].astype(bool)):
         ids = given["input_ids"][row][valid]
-        media = _media(config, ids, given, taken)
+        media = grids_of(config, ids, given, taken)
         rasters = [(start, merged(grid)) for _, start, grid in media]
         positions = token_positions(len(ids), rasters, config.decoder)
         check_equal(positions.T, wanted[:, row][:, valid], f"{what} row {row}")
         assert positions.max() + 1 - len(ids) == deltas[row, 0], f"{what} row {row}: delta"
-
-
-def merged(grid: Grid) -> Grid:
-    """Rows of a grid of patches."""
-    return (grid[0], grid[1] // 2, grid[2] // 2)
-
-
-def _media(
-    config: VLMConfig, ids: Array, given: dict[str, Array], taken: dict[str, int]
-) -> list[tuple[str, int, Grid]]:
-    """(kind, first slot, grid) of what a row of ids shows, in order; `taken` counts grids over the rows."""
-    found: list[tuple[str, int, Grid]] = []
-    kinds = {config.image_token_id: "image", config.video_token_id: "video"}
-    place = 0
-    while place < len(ids):
-        kind = kinds.get(int(ids[place]))
-        if kind is None:
-            place += 1
-            continue
-        t, h, w = (int(n) for n in given[f"{kind}_grid_thw"][taken[kind]])
-        taken[kind] += 1
-        found.append((kind, place, (t, h, w)))
-        count = t * h * w // 4
-        assert (ids[place : place + count] == ids[place]).all(), "a grid and its slots do not match"
-        place += count
-    return found
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -256,7 +231,7 @@ def _media(
 
 def run_vision_features(case: Case) -> None:
     """The tower layer by layer and its merger, packed and picture by picture; frames do not see each other."""
-    vlm = tower_of(case)
+    vlm = own_model(case)
     inputs, outputs = case.tensors("inputs.safetensors"), case.tensors("outputs.safetensors")
     patches, grids = torch.from_numpy(inputs["pixel_values"]), torch.from_numpy(inputs["grid_thw"])
     atol = case.data["tolerance"]["features_atol"]
@@ -285,15 +260,6 @@ def run_vision_features(case: Case) -> None:
         check_equal(torch.cat(places).numpy(), outputs["hw_position_ids"], "rows and columns")
 
 
-def tower_of(case: Case) -> VLM:
-    """A model with the case's tower and merger; where the file holds nothing else, the rest is random."""
-    config = read_config(case)
-    vlm = weights.build(config, seed=0)
-    for part in ("vision", "connector"):
-        weights.load_part(vlm, part, case.folder)
-    return vlm.eval()
-
-
 def run_model(case: Case) -> None:
     """A folder as published: positions, rows, logits, greedy ids, loss and gradients; also by the other rule."""
     model = weights.load(case.folder)
@@ -307,9 +273,8 @@ def run_model(case: Case) -> None:
 
 
 def check_model(case: Case, vlm: VLM, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
-    samples = read_samples(vlm.config, inputs)
-    tolerance = case.data["tolerance"]
-    logits_close = {"atol": tolerance["logits_atol"], "rtol": tolerance["logits_rtol"]}
+    samples = read_qwen2_vl(vlm.config, inputs)
+    logits_close = case.allowed("logits")
     valid = inputs["attention_mask"].astype(bool)
     for row, sample in enumerate(samples):
         check_equal(sample.positions.T, outputs["position_ids"][:, row][:, valid[row]], f"{case.name} positions")
@@ -326,55 +291,6 @@ def check_model(case: Case, vlm: VLM, inputs: dict[str, Array], outputs: dict[st
         _check_steps(case, vlm, samples, outputs, logits_close)
     if "loss" in outputs:
         _check_loss(case, vlm, samples, outputs)
-
-
-def read_samples(config: VLMConfig, inputs: dict[str, Array]) -> list[Encoded]:
-    """Rows of padded ids with their pictures and videos, whose patches stand in two lists over the whole batch."""
-    used = {"image": 0, "video": 0}
-    taken = dict(used)
-    samples = []
-    for row, valid in enumerate(inputs["attention_mask"].astype(bool)):
-        ids = inputs["input_ids"][row][valid]
-        media = _media(config, ids, inputs, taken)
-        images = []
-        for kind, _, grid in media:
-            pixels = inputs["pixel_values" if kind == "image" else "pixel_values_videos"]
-            count = grid[0] * grid[1] * grid[2]
-            images.append(_recorded(config, pixels[used[kind] : used[kind] + count], grid))
-            used[kind] += count
-        slots = np.flatnonzero(np.isin(ids, [config.image_token_id, config.video_token_id]) if media else ids < 0)
-        rasters = [(start, merged(grid)) for _, start, grid in media]
-        labels = inputs["labels"][row][valid] if "labels" in inputs else np.full(len(ids), -100)
-        orders = [image.plan.layout.order for image in images]
-        samples.append(
-            Encoded(
-                ids=ids.astype(np.int64),
-                supervised=labels != -100,
-                positions=token_positions(len(ids), rasters, config.decoder),
-                slots=slots,
-                slot_rows=np.concatenate(orders).astype(np.int64) if orders else np.zeros(0, np.int64),
-                images=tuple(images),
-                token_spans=np.zeros(len(ids), np.int64),
-                spans=(),
-                name=f"row {row}",
-            )
-        )
-    return samples
-
-
-def _recorded(config: VLMConfig, patches: Array, grid: Grid) -> PreparedImage:
-    """Recorded patches with the plan of a picture, or of a video, that is as large as its grid."""
-    t, h, w = grid
-    native = Native(factor=2 * config.vision.patch_size, min_pixels=1, max_pixels=2**40)
-    free = config.replace(
-        resolution=native.replace(
-            video=VideoSampling(rule="transformers", min_pixels=1, max_pixels=2**40, max_total_pixels=None)
-        )
-    )
-    size = (w * config.vision.patch_size, h * config.vision.patch_size)
-    plan: ImagePlan = free.plan(size) if t == 1 else free.plan_video(size, num_frames=t * config.vision.frames)
-    assert plan.tiles[0].grid == grid
-    return PreparedImage(np.ascontiguousarray(patches, np.float32), np.array([grid], np.int64), plan, "recorded")
 
 
 def _check_rows(case: Case, vlm: VLM, samples: Sequence[Encoded], outputs: dict[str, Array]) -> None:
@@ -405,16 +321,8 @@ def _check_steps(
         answer = outputs["greedy_ids"][row]
         following = sample.positions.max() + 1 + np.arange(len(answer))
         positions = np.concatenate([sample.positions, following[:, None].repeat(sample.positions.shape[1], axis=1)])
-        whole = Encoded(
-            ids=np.concatenate([sample.ids, answer]),
-            supervised=np.zeros(len(positions), np.bool_),
-            positions=positions,
-            slots=sample.slots,
-            slot_rows=sample.slot_rows,
-            images=sample.images,
-            token_spans=np.zeros(len(positions), np.int64),
-            spans=(),
-        )
+        ids = np.concatenate([sample.ids, answer])
+        whole = encoded(ids, sample.slots, sample.images, positions=positions)
         with torch.inference_mode():
             hidden = vlm.hidden(pad([whole]))[0, sample.num_tokens - 1 : -1]
             steps = vlm.logits(hidden).numpy()
@@ -427,9 +335,8 @@ def _check_loss(case: Case, vlm: VLM, samples: Sequence[Encoded], outputs: dict[
     places, targets = batch.targets()
     vlm.zero_grad()
     loss = F.cross_entropy(vlm.logits(vlm.hidden(batch).flatten(0, 1)[places]), targets)
-    tolerance = case.data["tolerance"]
-    atol, rtol = tolerance["logits_atol"], tolerance["logits_rtol"]
-    check_close(loss.detach().reshape(1).numpy(), outputs["loss"].reshape(1), "loss", atol=atol, rtol=rtol)
+    close = case.allowed("logits")
+    check_close(loss.detach().reshape(1).numpy(), outputs["loss"].reshape(1), "loss", **close)
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = {name: parameter.grad for name, parameter in vlm.named_parameters() if parameter.grad is not None}
     recorded = {key.removeprefix("grad."): array for key, array in outputs.items() if key.startswith("grad.")}
@@ -439,7 +346,7 @@ def _check_loss(case: Case, vlm: VLM, samples: Sequence[Encoded], outputs: dict[
     )
     assert written is not None, f"no layout has all of {sorted(recorded)}"
     for name, array in recorded.items():
-        check_close(written[name].numpy(), array, f"gradient of {name}", atol=atol, rtol=rtol)
+        check_close(written[name].numpy(), array, f"gradient of {name}", **close)
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------

@@ -34,9 +34,9 @@ from opsin.text.render import ControlSpan, ImageSpan, Span, TextSpan, render
 from opsin.text.tokenise import IMAGE, tokenise
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.text.window import newest_turns
+from opsin.verify.cases import Case, one_tile, read_qwen_vl
 from opsin.weights.exporter import to_layout
-from parity.case import Case, check_close
-from parity.kinds_model import encoded, prepared
+from parity.case import check_close
 
 Array = NDArray[Any]
 CHAT = families.chat("qwen_vl_chat")
@@ -88,7 +88,7 @@ def run_vision_features(case: Case) -> None:
         weights.load_part(vlm, part, case.folder)
     outputs = case.tensors("outputs.safetensors")
     images = case.tensors("inputs.safetensors")["images"].astype(np.float32)
-    ready = [prepared_picture(config, image) for image in images]
+    ready = [one_tile(config, image) for image in images]
     patches = torch.cat([torch.from_numpy(image.patches) for image in ready])
     grids = torch.cat([torch.from_numpy(image.grids) for image in ready])
     seen: dict[str, torch.Tensor] = {}
@@ -109,20 +109,11 @@ def run_vision_features(case: Case) -> None:
         check_close(found[key].numpy(), recorded, key, atol=atol)
 
 
-def prepared_picture(config: VLMConfig, pixels: Array) -> Any:
-    """A recorded picture (3, H, W) as patches of the planned square."""
-    side, patch = config.resolution.tile_size, config.vision.patch_size
-    grid = side // patch
-    ready = prepared(config.replace(vision=config.vision.replace(image_size=side)), pixels, (side, side))
-    assert len(ready.patches) == grid * grid
-    return ready
-
-
 def run_model(case: Case) -> None:
     """Features, logits, cached keys, greedy ids with every step's logits, loss and gradients."""
     vlm = weights.load(case.folder).vlm.eval()
     inputs, outputs = case.tensors("inputs.safetensors"), case.tensors("outputs.safetensors")
-    samples = _samples(vlm.config, inputs)
+    samples = read_qwen_vl(vlm.config, case, inputs)
     tolerance = case.data["tolerance"]
     logits_close = {"atol": tolerance["logits_atol"], "rtol": tolerance["logits_rtol"]}
     with torch.inference_mode():
@@ -181,24 +172,6 @@ def _check_training(vlm: VLM, samples: list[Encoded], outputs: dict[str, Array],
     for key in (key for key in outputs if key.startswith("grad.")):
         ours = gradients[key.removeprefix("grad.")].numpy()
         check_close(ours, outputs[key], key, atol=tolerance["logits_atol"], rtol=tolerance["logits_rtol"])
-
-
-def _samples(config: VLMConfig, inputs: dict[str, Array]) -> list[Encoded]:
-    """Rows of ids in which `<img>`, its slots and `</img>` stand; pictures come in order of their slots."""
-    assert config.image_token_id is not None
-    pictures = list(inputs.get("images", np.zeros((0,))).astype(np.float32))
-    samples = []
-    for row, (ids, valid) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"].astype(bool), strict=True)):
-        ids = ids[valid]
-        begins = np.flatnonzero(ids == config.image_token_id - 2)
-        ends = np.flatnonzero(ids == config.image_token_id - 1)
-        images = [prepared_picture(config, pictures.pop(0)) for _ in begins]
-        slots = [np.arange(a + 1, b) for a, b in zip(begins, ends, strict=True)]
-        labels = inputs["labels"][row][valid] if "labels" in inputs else np.full(len(ids), -100)
-        places = np.concatenate(slots) if slots else np.zeros(0, np.int64)
-        samples.append(encoded(ids, places, labels != -100, images, row))
-    assert not pictures
-    return samples
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------

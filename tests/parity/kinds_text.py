@@ -1,22 +1,21 @@
 """Runners of recorded text: prompts, training labels, plain tokenising."""
 
-import re
 from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from opsin.errors import ConfigError
 from opsin.families._chats import CHATS
 from opsin.spec.chat import ChatFormat, ImageMarkup
 from opsin.text.messages import IMAGE_MARK, Message, assistant, parse, system, user
 from opsin.text.render import ControlSpan, ImageSpan, Mode, Span, TextSpan, render
 from opsin.text.tokenise import IMAGE, tokenise
-from opsin.text.tokenizer import Tokenizer, load_tokenizer
+from opsin.text.tokenizer import Tokenizer
+from opsin.verify import texts
+from opsin.verify.texts import id_keys, rows_of
 from parity.case import Case
 
-DEFAULT_TOKENIZER = {"llava": "vicuna", "qwen2_vl": "qwen2"}
 PROMPT_TWIN = {
     "default": "v0",
     "plain": "plain_prompt",
@@ -41,24 +40,11 @@ MAKERS: dict[str, Callable[[str], Message]] = {"user": user, "assistant": assist
 
 
 def tokenizer_of(case: Case, legacy: bool | None) -> Tokenizer:
-    """The tokenizer that the case names: a published one, or one that lies in `tokenizers` beside the case."""
-    match = re.search(r"tokenizers/([\w.-]+)", str(case.data.get("tokenizer", "")))
-    name = match[1] if match else DEFAULT_TOKENIZER[case.family]
-    for folder in (case.tokenizers / name, case.folder.parent / "tokenizers" / name):
-        if folder.is_dir():
-            return _load(folder, legacy)
-    pytest.skip(f"no tokenizer {name!r} in {case.tokenizers}: say where it lies with --tokenizers")
-
-
-@cache
-def _load(folder: Path, legacy: bool | None) -> Tokenizer:
-    return load_tokenizer(folder, legacy=legacy)
-
-
-def _rows(case: Case) -> list[dict[str, Any]]:
-    """Rows stand in `case.json` or beside it; there `rows` may be their number."""
-    rows = case.data.get("rows")
-    return rows if isinstance(rows, list) else case.json("rows.json")
+    """The tokenizer that the case names; skips without it."""
+    try:
+        return texts.tokenizer_of(case, legacy)
+    except ConfigError as error:
+        pytest.skip(str(error))
 
 
 def _chat(template: str, twins: dict[str, str]) -> ChatFormat:
@@ -90,7 +76,7 @@ def _written(spans: Sequence[Span]) -> str:
 
 def run_prompt(case: Case) -> None:
     """Prompt strings of get_prompt, and their ids for both `legacy` flags where they were recorded."""
-    rows = _rows(case)
+    rows = rows_of(case)
     assert rows, "no rows"
     for number, row in enumerate(rows):
         what = f"row {number} ({row['template']})"
@@ -113,7 +99,7 @@ def run_prompt(case: Case) -> None:
             first = next(place for place, message in enumerate(messages) if message.role == "user")
             messages[first] = user(question, images=[0])
             assert _written(render(chat, messages, mode=mode)) == row["prompt"], what
-        for key, legacy in _id_keys(row):
+        for key, legacy in id_keys(row):
             assert _ids(spans, tokenizer_of(case, legacy), _image_id(case)) == row[key], f"{what}, {key}"
 
 
@@ -133,17 +119,9 @@ def _placed(turns: Sequence[tuple[str, str]], prompt: str) -> Any:
     return parse({"image": ["picture.png"] * num_images, "conversations": conversations}, where="row")
 
 
-def _id_keys(row: dict[str, Any]) -> list[tuple[str, bool | None]]:
-    keys: list[tuple[str, bool | None]] = [
-        (f"{name}_legacy_{flag}", flag == "true") for name in ("input_ids", "ids") for flag in ("false", "true")
-    ]
-    keys += [("input_ids", row.get("legacy")), ("ids", row.get("legacy"))]
-    return [(key, legacy) for key, legacy in keys if key in row]
-
-
 def run_labels(case: Case) -> None:
     """Training ids and which of them are taught (preprocess_multimodal and preprocess of train.py)."""
-    rows = _rows(case)
+    rows = rows_of(case)
     assert rows, "no rows"
     ignore = int(case.data.get("ignore_index", -100))
     for number, row in enumerate(rows):
@@ -203,30 +181,14 @@ def _check_no_control_from_text(spans: Sequence[Span], tokenizer: Tokenizer, wha
 
 
 def run_tokenizer(case: Case) -> None:
-    """Text to ids. Control tokens in recorded texts, which that tokenizer recognised, are given to ours as such."""
-    rows = [] if any(key.startswith("ids_legacy_") for key in case.data) else _rows(case)
-    for flag in ("false", "true"):
-        texts = case.data.get(f"ids_legacy_{flag}", {})
-        rows += [{"text": text, f"ids_legacy_{flag}": ids} for text, ids in texts.items()]
+    """Text to ids."""
+    try:
+        rows = list(texts.tokenised(case))
+    except ConfigError as error:
+        pytest.skip(str(error))
     assert rows, "no rows"
-    for number, row in enumerate(rows):
-        for key, legacy in _id_keys(row):
-            tokenizer = tokenizer_of(case, legacy)
-            spans = _recognised(row["text"], tokenizer)
-            starts_with_bos = bool(spans) and isinstance(spans[0], ControlSpan) and spans[0].token == "<s>"
-            if row[key][: 1 + starts_with_bos] == [tokenizer.controls.get("<s>")] * (1 + starts_with_bos):
-                spans.insert(0, ControlSpan("<s>", False, "begin"))  # the tokenizer's own, not spelt by the text
-            assert _ids(spans, tokenizer, IMAGE) == row[key], f"row {number}: {row['text']!r}, {key}"
-
-
-def _recognised(text: str, tokenizer: Tokenizer) -> list[Span]:
-    names = sorted(tokenizer.controls, key=len, reverse=True)
-    parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
-    return [
-        ControlSpan(part, False) if part in tokenizer.controls else TextSpan(part, False, "template")
-        for part in parts
-        if part
-    ]
+    for what, ours, recorded in rows:
+        assert ours == recorded, what
 
 
 RUNNERS: dict[str, Callable[[Case], None]] = {

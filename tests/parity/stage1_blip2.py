@@ -18,17 +18,13 @@ from opsin.generate.beam import Beams
 from opsin.generate.captions import caption
 from opsin.nn.retriever import Retriever
 from opsin.train.stage1 import Negatives, Pairs, Stage1, stage1_losses
+from opsin.verify.cases import cut
 from opsin.weights.exporter import to_layout
 from parity.case import Case, check_close, check_equal
 
 Array = NDArray[Any]
 MASKED = {"lm_hidden": 0, "lm_logits": 0, "itm_hidden": 1, "text_hidden": 0}
 """States and logits of texts, compared where there is a token; 1: of the three batches of matching, behind queries."""
-
-
-def tolerance(case: Case, kind: str) -> dict[str, float]:
-    said = case.data["tolerances"][kind]
-    return {name: float(value) for name, value in re.findall(r"(atol|rtol) ([\d.e-]+)", said)}
 
 
 def run_stage1_losses(case: Case) -> None:
@@ -51,16 +47,16 @@ def run_stage1_losses(case: Case) -> None:
             checked.add(name)
             if key.startswith("neg_") and key.endswith("_idx"):
                 continue
-            kind = "losses" if key.startswith("loss") else "logits_and_hidden"
+            kind = "loss" if key.startswith("loss") else "logits"
             what, value = f"{case.name} {name}", ours[key].numpy()
             if key in MASKED:
                 kept = text_places(key, tensors["attention_mask"].astype(bool), rows, outputs, prefix, value.shape)
                 value, recorded = value[kept], recorded[kept]
-            check_close(value, recorded, what, **tolerance(case, kind))
+            check_close(value, recorded, what, **case.allowed(kind))
     gradients = {n for n in outputs if n.startswith("grad.")}
     for name in gradients:
         mean = sum(ours[name].double() for ours in found) / world
-        check_close(mean.numpy(), outputs[name], f"{case.name} {name}", **tolerance(case, "grads"))
+        check_close(mean.numpy(), outputs[name], f"{case.name} {name}", **case.allowed("grads"))
     trained = {name for name in found[0] if name.startswith("grad.")}
     assert trained == gradients, f"{case.name}: gradients of {sorted(trained ^ gradients)}"
     checked |= gradients | check_scores(case, tensors, outputs)
@@ -116,13 +112,8 @@ def named_gradients(retriever: Retriever) -> dict[str, torch.Tensor]:
 
 def read_pairs(retriever: Retriever, inputs: dict[str, torch.Tensor]) -> Pairs:
     """Recorded pixels (B, 3, H, W) and texts."""
-    from parity.kinds_blip2 import to_patches
-
-    images, patch = inputs["image"], retriever.config.vision.patch_size
-    grid = [1, images.shape[2] // patch, images.shape[3] // patch]
     return Pairs(
-        torch.from_numpy(to_patches(images.numpy(), retriever.config.vision)),
-        torch.tensor([grid] * len(images)),
+        *map(torch.from_numpy, cut(inputs["image"].numpy(), retriever.config.vision)),
         inputs["input_ids"],
         inputs["attention_mask"].bool(),
         inputs.get("image_id"),
@@ -166,7 +157,7 @@ def check_scores(case: Case, tensors: dict[str, Array], outputs: dict[str, Array
     stop, begin = config["sep_token_id"], config["bos_token_id"]
     settings = re.findall(r"generate\(num_beams=(\d+),max_length=(\d+),min_length=(\d+)\)", case.data["ran"])
     width, longest, shortest = (int(number) for number in settings[0])
-    allowed = tolerance(case, "logits_and_hidden")
+    allowed = case.allowed("logits")
     with torch.no_grad():
         features = retriever.features(pairs.patches, pairs.grids)
         matching = retriever.match(features, pairs.ids, pairs.valid)

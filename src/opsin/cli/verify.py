@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 def verify(
     model: Annotated[str | None, typer.Argument(help="A model's folder, a preset's id, or a hub repository.")] = None,
     tiny: Annotated[str | None, typer.Option("--tiny", help="A family: its tiny model, with random weights.")] = None,
+    case: Annotated[
+        Path | None, typer.Option("--case", help="Folder of recorded outputs of the authors' code, with tiny weights.")
+    ] = None,
+    tokenizers: Annotated[
+        Path | None, typer.Option("--tokenizers", help="With --case: folder of published tokenizers, one folder each.")
+    ] = None,
     against: Annotated[
         Path | None, typer.Option("--against", help="Folder that transformers reads in place of the model's own.")
     ] = None,
@@ -28,6 +34,9 @@ def verify(
 ) -> None:
     """Compare a model with transformers, rung by rung: pixels, ids, positions, features, rows, layers, logits, answer.
 
+    With --case it is compared with recorded outputs, within the tolerances recorded with them; MODEL is then optional,
+    as a case holds its own. transformers is not needed.
+
     Prints the largest error of each rung, names the first one that differs and the likely cause. Exit code 0: all
     equal; 1: something differs; 2: the two cannot be compared.
 
@@ -36,15 +45,24 @@ def verify(
         opsin verify llava-hf/llava-1.5-7b-hf
 
         opsin verify --tiny qwen2_vl
-    """
-    if (model is None) == (tiny is None):
-        raise ConfigError("give a MODEL or --tiny FAMILY, one of them")
-    if tiny is not None and against is not None:
-        raise ConfigError("--against goes with a MODEL; --tiny writes its own")
-    from opsin.verify import run
 
+        opsin verify --case tests/goldens/llava/hf_llava15_mlp
+    """
     options = {"tokenizer": tokenizer, "image": image, "prompt": prompt, "dtype": dtype}
-    if tiny is not None:
+    if case is not None:
+        if any(value not in (None, "float32") for value in (tiny, against, *options.values())):
+            raise ConfigError("--case records its inputs, in float32: it takes a MODEL, --tokenizers and --json")
+    elif tokenizers is not None:
+        raise ConfigError("--tokenizers goes with --case; --tokenizer names the folder of one")
+    elif (model is None) == (tiny is None):
+        raise ConfigError("give a MODEL or --tiny FAMILY, one of them, or --case FOLDER")
+    elif tiny is not None and against is not None:
+        raise ConfigError("--against goes with a MODEL; --tiny writes its own")
+    from opsin.verify import recorded, run
+
+    if case is not None:
+        ladder = recorded.verify_case(case, model, tokenizers=tokenizers)
+    elif tiny is not None:
         ladder = run.verify_tiny(tiny, max_new_tokens=max_new_tokens, **options)  # type: ignore[arg-type]
     else:
         assert model is not None
@@ -71,6 +89,7 @@ def _print(ladder: "Ladder") -> None:
         table.add_column(column, justify="right" if column in ("largest error", "tolerance") else "left", no_wrap=True)
     for step in ladder.steps:
         error, allowed = ("" if value is None else f"{value:.3g}" for value in (step.error, step.tolerance))
+        allowed += f" + {step.relative:g}·|x|" if step.relative else ""
         table.add_row(step.rung, error, allowed, f"{step.verdict}{': ' * bool(step.note)}{step.note}")
     # Not cut to 80 columns where there is no terminal.
     console = Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True, highlight=False, markup=False)

@@ -1,5 +1,6 @@
 """Both climbs, and their comparison."""
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from opsin import weights
 from opsin.families import family
 from opsin.media.image import ImageSource, open_image
+from opsin.spec.connector import LinearConnector, MLPConnector
 from opsin.text.tokenizer import load_tokenizer
 from opsin.verify import ours, theirs
 from opsin.verify.rungs import Ladder, compare
@@ -60,16 +62,16 @@ def verify_tiny(
     preset = family(name).tiny
     theirs.load_transformers()
     with TemporaryDirectory() as folder:
-        write_tiny(name, Path(folder) / "hf", num_ids=load_tokenizer(tokenizer).vocab_size if tokenizer else 0)
-        loaded = weights.load(Path(folder) / "hf", dtype=dtype, tokenizer=tokenizer)
+        own = write_tiny(name, Path(folder) / "hf", num_ids=load_tokenizer(tokenizer).vocab_size if tokenizer else 0)
+        loaded = weights.load(own, dtype=dtype, tokenizer=tokenizer)
         loaded.name = preset.id
         return _compare(
             loaded, Path(folder) / "hf", image=image, prompt=prompt, dtype=dtype, max_new_tokens=max_new_tokens
         )
 
 
-def write_tiny(name: str, folder: Path, *, num_ids: int = 0) -> None:
-    """A family's tiny preset with sharp random weights, in the layout of transformers.
+def write_tiny(name: str, folder: Path, *, num_ids: int = 0) -> Path:
+    """A family's tiny preset with sharp random weights, in the layout of transformers. Returns the folder for opsin.
 
     num_ids: ids of the tokenizer; where they are more than the preset has, marks of pictures go behind them.
     """
@@ -80,12 +82,35 @@ def write_tiny(name: str, folder: Path, *, num_ids: int = 0) -> None:
         if config.video_token_id is not None:
             marks["video_token_id"] = num_ids
         config = config.replace(decoder=config.decoder.replace(vocab_size=num_ids + 2), **marks)
+    elif config.image_token_id is None:
+        config = config.replace(image_token_id=config.decoder.vocab_size - 1)  # transformers needs a mark
     vlm = weights.build(config, seed=1)
     with torch.no_grad():
         for parameter in vlm.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(SHARPEN)
-    export(Model(vlm, config, preset.id), folder)
+    if not isinstance(config.connector, LinearConnector):
+        export(Model(vlm, config, preset.id), folder)
+        return folder
+    own = folder.with_name(f"{folder.name}-native")
+    weights.save_native(own, vlm, config)
+    _export_twin(Model(vlm, config, preset.id), folder)
+    return own
+
+
+def _export_twin(model: Model, folder: Path) -> None:
+    """A model with a connector of one layer, for transformers, whose connector has two: its second does nothing."""
+    config = model.config.replace(connector=MLPConnector())
+    twin = weights.build(config, seed=0)
+    state = twin.state_dict()
+    state |= model.vlm.state_dict()
+    state["connector.layers.1.weight"] = torch.eye(config.decoder.dim)
+    state["connector.layers.1.bias"] = torch.zeros(config.decoder.dim)
+    twin.load_state_dict(state)
+    export(Model(twin, config, model.name), folder)
+    file = folder / "config.json"
+    hub = json.loads(file.read_text(encoding="utf-8")) | {"projector_hidden_act": "linear"}
+    file.write_text(json.dumps(hub), encoding="utf-8")
 
 
 def export(model: Model, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The rungs of the ladder, and the comparison of two climbs of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -57,6 +57,8 @@ class Step:
     error: float | None = None
     """Largest absolute difference; None where there is none to speak of: skipped, or shapes that differ."""
     tolerance: float | None = None
+    relative: float = 0.0
+    """What a recorded tolerance allows more, as a share of each recorded number."""
     note: str = ""
 
 
@@ -77,53 +79,84 @@ class Ladder:
         return next((step for step in self.steps if step.verdict == "differs"), None)
 
     @property
-    def num_compared(self) -> int:
-        """Rungs that were not skipped."""
-        return sum(step.verdict != "skipped" for step in self.steps)
+    def not_compared(self) -> str:
+        """`; ids, pixels not compared: why`, once for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for step in self.steps:
+            if step.verdict == "skipped":
+                reasons.setdefault(step.note, []).append(step.rung)
+        return "".join(f"; {', '.join(rungs)} not compared: {reason}" for reason, rungs in reasons.items())
 
     @property
     def conclusion(self) -> str:
-        """One sentence: the first rung that differs and the likely cause."""
+        """One line: the first rung that differs and the likely cause; and what was not compared."""
         first = self.first_difference
         if first is None:
+            equal = sum(step.verdict == "equal" for step in self.steps)
             return (
-                f"{self.num_compared} rungs compared, all equal: {self.model} computes what {self.reference} computes."
+                f"{self.model} computes what {self.reference} computes: {equal} of {len(self.steps)} rungs equal"
+                f"{self.not_compared}."
             )
         half = HALVES if self.dtype in ("float16", "bfloat16") else ""
-        return f"The first rung that differs is {first.rung}. Likely cause: {RUNGS[first.rung]}{half}."
+        return (
+            f"The first rung that differs is {first.rung}. Likely cause: {RUNGS[first.rung]}{half}{self.not_compared}."
+        )
 
 
-def compare(
-    ours: Trace, theirs: Trace, *, dtype: str, tolerances: Mapping[str, tuple[float, float]] = {}
-) -> list[Step]:
-    """Compare two climbs rung by rung.
+@dataclass(frozen=True)
+class Pair:
+    """Our numbers and recorded ones. Each of ours may be off by atol + rtol * |the recorded one|."""
 
-    tolerances: (absolute, share of the other side's largest number) by rung, where they are recorded.
-    """
+    ours: NDArray[Any]
+    recorded: NDArray[Any]
+    atol: float = 0.0
+    rtol: float = 0.0
+
+
+def compare(ours: Trace, theirs: Trace, *, dtype: str) -> list[Step]:
+    """Compare two climbs rung by rung."""
     steps = []
     for rung in RUNGS:
         reasons = [trace.missing.get(rung, "not recorded") for trace in (ours, theirs) if rung not in trace.values]
         if reasons:
             steps.append(Step(rung, "skipped", note=reasons[0]))
             continue
-        ours_here, theirs_here = ours.values[rung], theirs.values[rung]
-        if ours_here.shape != theirs_here.shape:
-            steps.append(Step(rung, "differs", note=f"shape {ours_here.shape} here, {theirs_here.shape} there"))
-            continue
-        default = (PIXEL_TOLERANCE, 0.0) if rung == "pixels" else (0.0, TOLERANCES[dtype])
-        steps.append(_compare(rung, ours_here, theirs_here, *tolerances.get(rung, default)))
+        there = theirs.values[rung]
+        allowed = 0.0
+        if rung == "pixels":
+            allowed = PIXEL_TOLERANCE
+        elif not np.issubdtype(there.dtype, np.integer):
+            allowed = TOLERANCES[dtype] * float(np.abs(there).max(initial=0))
+        steps.append(_compare(rung, [Pair(ours.values[rung], there, allowed)]))
     return steps
 
 
-def _compare(rung: str, ours: NDArray[Any], theirs: NDArray[Any], absolute: float, share: float) -> Step:
-    if np.issubdtype(theirs.dtype, np.integer):
-        count = int((ours != theirs).sum())
-        note = f"{count} of {theirs.size} differ" if count else ""
-        apart = float(np.abs(ours - theirs).max(initial=0))
-        return Step(rung, "differs" if count else "equal", apart, 0.0, note)
-    apart = float(np.abs(ours.astype(np.float64) - theirs).max(initial=0))
-    allowed = absolute + share * float(np.abs(theirs).max(initial=0))
-    return Step(rung, "equal" if apart <= allowed else "differs", apart, allowed)  # NaN is no equality
+def compare_recorded(pairs: Iterable[tuple[str, Pair]], missing: Mapping[str, str]) -> list[Step]:
+    """Compare by rung; several pairs of a rung count as one. missing: why a rung may have none."""
+    by_rung: dict[str, list[Pair]] = {}
+    for rung, pair in pairs:
+        by_rung.setdefault(rung, []).append(pair)
+    return [
+        _compare(rung, by_rung[rung])
+        if rung in by_rung
+        else Step(rung, "skipped", note=missing.get(rung, "not recorded"))
+        for rung in RUNGS
+    ]
+
+
+def _compare(rung: str, pairs: Sequence[Pair]) -> Step:
+    for pair in pairs:
+        if pair.ours.shape != pair.recorded.shape:
+            return Step(rung, "differs", note=f"shape {pair.ours.shape} here, {pair.recorded.shape} there")
+    errors = [np.abs(pair.ours.astype(np.float64) - pair.recorded) for pair in pairs]
+    # NaN is within nothing.
+    wrong = [
+        ~(error <= pair.atol + pair.rtol * np.abs(pair.recorded)) for error, pair in zip(errors, pairs, strict=True)
+    ]
+    apart = max(float(error.max(initial=0)) for error in errors)
+    count, total = sum(int(each.sum()) for each in wrong), sum(each.size for each in wrong)
+    note = f"{count} of {total} differ" if count else ""
+    return Step(rung, "differs" if count else "equal", apart, pairs[0].atol, pairs[0].rtol, note)
 
 
 Tap = tuple[nn.Module, str]

@@ -129,7 +129,7 @@ def climb(
     if tokenizer is not None:
         _tokenise(transformers, tokenizer, sample, trace)
     else:
-        trace.missing["ids"] = "no tokenizer; ids are given"
+        trace.missing["ids"] = "no tokenizer, so ids are given"
     model = _load(transformers, folder, dtype, device)
 
     image, ids = sample.images[0], torch.from_numpy(sample.ids)[None]
