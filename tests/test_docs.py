@@ -93,6 +93,20 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/families").glob("*.md")), ids=lambda page: page.stem)
+def test_tests_and_files_that_a_family_page_names_exist(page: Path) -> None:
+    """Names behind a single colon are `test_boxes_of_the_figure_name_code_that_exists`' matter."""
+    text = page.read_text()
+    proofs = re.findall(r"\b(tests/[\w./-]*\w)(?:::(\w+))?", text)
+    assert proofs
+    for path, name in proofs:
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
+        if name:
+            assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"{page.name}: {path}::{name}"
+    for path in re.findall(r"(?<![\w./-])\w+/[\w/]+\.py\b", text):  # a file without a folder may be the authors'
+        assert (ROOT / path).exists() or (ROOT / "src/opsin" / path).exists(), f"{page.name}: {path}"
+
+
 def test_the_family_table_names_every_family_and_its_page() -> None:
     for family in families.FAMILIES:
         assert f"](docs/families/{family.name}.md)" in README, family.name

@@ -9,9 +9,11 @@ from importlib.util import find_spec
 import pytest
 
 import opsin as library
-from opsin import families
+from opsin import families, weights
 from opsin.cli import app
 from opsin.cli._options import readable_bytes
+from opsin.families.blip2 import BLIP2
+from opsin.inspect.tree import readable_count
 
 PRESENT = [verb for verb in app.VERBS if find_spec(f"opsin.cli.{verb}")]
 
@@ -125,6 +127,63 @@ def test_show_counts_what_the_presets_say_they_have(opsin):
     for preset in families.all_presets():
         shapes = {name: tuple(tensor.shape) for name, tensor in on_meta(preset.config).state_dict().items()}
         assert count_parameters(nest(shapes)) == preset.parameters
+
+
+@pytest.mark.parametrize("preset", [*families.all_presets(), *BLIP2.retrieval.presets], ids=lambda preset: preset.id)
+def test_show_and_plan_serve_every_preset(opsin, preset):
+    done = opsin("show", preset.id, "--image", "640x480", "--depth", 1)
+    assert done.code == 0, done.err
+    slots = preset.config.plan((640, 480)).num_slots
+    assert done.out.startswith(f"{preset.id}  {readable_count(preset.parameters)}\n")
+    if isinstance(preset, families.Preset):
+        assert f"-> {slots} tokens" in done.out
+        assert json.loads(opsin("plan", "640x480", "-m", preset.id, "--json").out)[0]["tokens"] == slots
+    else:
+        assert f"-> {slots} outputs of the queries" in done.out
+        for name in (preset.id, *preset.hub):
+            message = opsin("plan", "640x480", "-m", name).refused()
+            assert f"'{name}' compares pictures with texts and has no language model" in message
+
+
+def test_show_draws_both_sides_of_a_q_former_and_the_heads_that_a_model_has(opsin, tmp_path):
+    stage1 = opsin("show", "blip2-stage1-vit-g", "--depth", 3).out
+    for words in (
+        "12 heads; shared by queries and texts",
+        "layers.10  15.2 M  queries look at the picture",
+        "`opsin match`",
+    ):
+        assert words in stage1
+    for name, layers in (("attn", 12), ("query", 12), ("text", 12), ("cross", 6)):
+        assert stage1.count(f"── {name}  ") == layers + (name == "attn"), name  # one more in the tower
+    matching = opsin("show", "blip2-itm-vit-g").out
+    for head in ("vision_proj", "text_proj", "itm_head"):
+        assert head in stage1
+        assert head in matching
+    for head in ("captions", "temperature"):
+        assert head in stage1
+        assert head not in matching
+    weights.export_retriever(tmp_path / "own", weights.build_retriever(BLIP2.retrieval.tiny))
+    assert "`opsin match`" in opsin("show", tmp_path / "own").out
+    assert "opsin match" in opsin("plan", "640x480", "-m", tmp_path / "own").refused()
+
+
+def test_show_tells_an_encoder_from_a_decoder_and_names_the_files_of_parts(opsin):
+    flan = " ".join(opsin("show", "blip2-flan-t5-xl").out.split())
+    for words in (
+        "qformer (nn/qformer.py)",
+        "encoder-decoder: 32 heads, relative positions",
+        "encoder 1.16 B reads the picture and the prompt",
+        "layers x24 65 M each write the answer",
+    ):
+        assert words in flan
+    assert "learned positions (nn/decoder.py)" in opsin("show", "blip2-opt-2.7b", "--depth", 1).out
+    assert "ViT: 448 px tiles" in opsin("show", "qwen-vl-chat", "--depth", 1).out, "its table is that of 224 px"
+    assert "ViT: pictures of any size" in opsin("show", "qwen2-vl-2b-instruct", "--depth", 1).out
+
+
+def test_a_model_that_compares_is_no_model_to_chat_with(opsin, pictures):
+    assert "`opsin match`" in opsin("chat", "blip2-itm-vit-g", "--image", pictures / "good.png", "What?").refused()
+    assert "did you mean 'blip2-itm-vit-g'" in opsin("show", "blip2-itm-vitg").refused()
 
 
 def test_show_reads_a_folder_and_a_picture(opsin, model, pictures):

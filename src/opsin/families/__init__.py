@@ -52,20 +52,33 @@ def all_presets() -> tuple[Preset, ...]:
 
 
 def preset(id: str) -> Preset:
-    """The preset of that id, tiny ones included. Raises UnknownNameError with the nearest ids."""
+    """The preset of that id, tiny ones included.
+
+    Raises UnknownNameError with the nearest ids, and ConfigError for a model that only compares.
+    """
     known = {preset.id: preset for preset in (*all_presets(), *(each.tiny for each in FAMILIES))}
-    if id not in known:
-        raise unknown("model", id, known)
-    return known[id]
+    if id in known:
+        return known[id]
+    comparing = _retrievers()
+    if any(id == each.id or id in each.hub for each in comparing):
+        raise ConfigError(
+            f"{id!r} compares pictures with texts and has no language model: it answers nothing. Use it with "
+            "`opsin match`, or opsin.match.load; `opsin show` prints its parts"
+        )
+    raise unknown("model", id, [*known, *(each.id for each in comparing)])
 
 
 def retriever_preset(id: str) -> RetrieverPreset:
     """The model that compares pictures with texts of that id, or in that repository. Raises UnknownNameError."""
-    known = {preset.id: preset for each in FAMILIES if each.retrieval for preset in each.retrieval.presets}
+    known = {preset.id: preset for preset in _retrievers()}
     found = next((preset for preset in known.values() if id in preset.hub), None) or known.get(id)
     if found is None:
         raise unknown("model that compares pictures with texts", id, known)
     return found
+
+
+def _retrievers() -> tuple[RetrieverPreset, ...]:
+    return tuple(preset for each in FAMILIES if each.retrieval for preset in each.retrieval.presets)
 
 
 def retrieval_for_hub(hub: HubConfig) -> Retrieval:

@@ -54,11 +54,17 @@ class RetrievalModel:
         return tokenizer
 
 
+def on_meta(config: RetrieverConfig) -> Retriever:
+    """The model without storage: names and shapes only."""
+    with torch.device("meta"):
+        return Retriever(config)
+
+
 def build_retriever(
     config: RetrieverConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> Retriever:
     """A model with random weights; see `weights.init`."""
-    retriever = _on_meta(config).to(dtype).to_empty(device=device)
+    retriever = on_meta(config).to(dtype).to_empty(device=device)
     initialise(retriever, seed=seed)
     return retriever
 
@@ -80,7 +86,7 @@ def load_retriever(
     """
     located = _locate(str(name), revision)
     config, hub, family = read_folder(located)
-    retriever = _on_meta(config)
+    retriever = on_meta(config)
     shapes = {key: tuple(value.shape) for key, value in retriever.state_dict().items()}
     checkpoint = read_headers(located.folder, located.label)
     main = account(checkpoint, choose_layout(family.layouts(config), checkpoint), shapes)
@@ -160,8 +166,3 @@ def _locate(name: str, revision: str | None) -> Located:
         return locate(name, revision=revision)
     except UnknownNameError as error:
         raise WeightError(str(error)) from None
-
-
-def _on_meta(config: RetrieverConfig) -> Retriever:
-    with torch.device("meta"):
-        return Retriever(config)
