@@ -42,7 +42,6 @@ def show(
     from opsin.weights import init, retrieval
 
     config = _retriever(model) or describe_model(model)[0]
-    compares = isinstance(config, RetrieverConfig)
     plan = None
     if image is not None:
         from opsin.media.image import check_plan
@@ -65,7 +64,8 @@ def show(
         console.print(f"\nmemory  {memory}; {cache} of keys and values per token in half precision")
         console.print(f"context {config.decoder.max_positions} tokens; chat format {config.chat.name}")
     if image is not None and plan is not None:
-        ends = "outputs of the queries" if compares else f"rows of the connector -> {plan.num_slots} tokens"
+        is_retriever = isinstance(config, RetrieverConfig)
+        ends = "outputs of the queries" if is_retriever else f"rows of the connector -> {plan.num_slots} tokens"
         console.print("\n".join(_describe(Path(image).name, plan, ends)))
 
 
