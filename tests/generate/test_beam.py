@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,10 @@ def test_answers_end_with_a_newline_where_the_format_says_so(tokenizer: Tokenize
         ({"num_beams": 0}, "num_beams is 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 3, "min_new_tokens": 4}, "from 0 to max_new_tokens 3"),
+        ({"length_penalty": math.nan}, "length_penalty is nan"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings: dict[str, int], message: str) -> None:
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(GenerationError, match=message):
         Beams(**settings)  # type: ignore[arg-type]
 

@@ -130,7 +130,7 @@ def explain(error: Exception) -> tuple[str, int]:
         if option is not None and type(error).__name__ == "NoSuchOption":
             message = f"no option {option}{nearest(option, possible or ())}"
         else:
-            message = error.format_message().rstrip(".")
+            message = error.format_message().rstrip(".") or "nothing was given"
         return f"{message}. See `{context.command_path} --help`." if context else f"{message}.", 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}", 2

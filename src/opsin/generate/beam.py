@@ -9,6 +9,7 @@ What is kept, finished and given up follows transformers 5, so that the same set
 go on; a prompt is done when none of its beams could beat its worst finished answer at the present length.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class Beams:
             raise GenerationError(
                 f"min_new_tokens is {self.min_new_tokens}; it must be from 0 to max_new_tokens {self.max_new_tokens}"
             )
+        if not math.isfinite(self.length_penalty):
+            raise GenerationError(f"length_penalty is {self.length_penalty}; it must be a number")
 
 
 @dataclass(frozen=True)
