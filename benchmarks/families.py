@@ -10,18 +10,17 @@ its median and range are printed. Greedy ids must be equal before anything is ti
 """
 
 import argparse
-import re
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from inference import photo, processor_name
+from inference import photo
+from report import table, update_docs
 
 from opsin import families, weights
 from opsin.generate.decode import generate
@@ -34,8 +33,6 @@ from opsin.spec.qformer import QFormerConfig
 from opsin.verify import ours, theirs
 
 PRESETS = ("llava-1.5-7b-hf", "llava-next-vicuna-7b-hf", "blip2-opt-2.7b", "internvl-1.5-2b", "qwen2-vl-2b-instruct")
-DOCS = Path(__file__).parents[1] / "docs/benchmarks.md"
-BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 VOCABULARY, NEW_TOKENS = 8192, 17
 
 
@@ -183,25 +180,16 @@ def main() -> None:
     parser.add_argument("--update-docs", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    transformers = theirs.load_transformers()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for preset in given.presets:
             for dtype in given.dtypes:
                 print(preset, dtype, file=sys.stderr, flush=True)
                 rows += measure(preset, Path(temporary) / f"{preset}-{dtype}", getattr(torch, dtype), given.rounds)
-    head = ["preset", "dtype", "phase", "opsin", "transformers", "ratio", "range"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * 3 + "---:|" * 4]
-    text = "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    text = table("preset", rows)
     print(text)
     if given.update_docs:
-        stamp = (
-            f"`{' '.join(['python benchmarks/families.py', *sys.argv[1:]])}`, {date.today()}, {processor_name()}, "
-            f"{given.threads} threads, torch {torch.__version__}, transformers {transformers.__version__}:"
-        )
-        page = DOCS.read_text(encoding="utf-8")
-        page = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{stamp}\n\n{text}\n{END}", page, flags=re.DOTALL)
-        DOCS.write_text(page, encoding="utf-8")
+        update_docs("families", text, threads=given.threads)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ than `generate`). opsin is used as its users use it: `generate`, sampling and st
 
 import argparse
 import json
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -23,12 +21,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- inference: begin -->", "<!-- inference: end -->"
+from report import table, update_docs
+
 LIBRARIES = ("opsin", "transformers")
 TEXT_TOKENS = 32
 """Of the prompt, besides the 576 of its picture."""
@@ -428,20 +425,6 @@ def check_pixels() -> None:
         np.testing.assert_array_equal(ours.prepare(kind), patches)
 
 
-def table(rows: list[Measured]) -> str:
-    """Markdown."""
-    head = ["size", "dtype", "phase", "opsin", "transformers", "ratio", "range"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * 3 + "---:|" * 4]
-    return "\n".join(lines + ["| " + " | ".join(row.cells()) + " |" for row in rows])
-
-
-def processor_name() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -454,12 +437,11 @@ def main() -> None:
     parser.add_argument("--update-docs", action="store_true")
     given = parser.parse_args()
     try:
-        import transformers
+        import transformers  # noqa: F401
     except ImportError:
         raise SystemExit(
             "this benchmark compares with transformers, which is not installed: pip install -e '.[dev]'"
         ) from None
-    import torch
 
     names = given.sizes or (["small"] if given.quick else ["small", "medium"])
     dtypes = given.dtypes or (["float32"] if given.quick else ["float32", "bfloat16"])
@@ -484,17 +466,10 @@ def main() -> None:
                 if not rows:
                     rows = [imports, *measure_pictures(rounds or 5, folder, given.threads)]
                 rows += measure(name, dtype, folder, given.threads, say)
-    text = table(rows)
+    text = table("size", [row.cells() for row in rows])
     print(json.dumps([vars(row) | {"ratios": row.ratios} for row in rows], indent=1) if given.json else text)
     if given.update_docs:
-        command = " ".join(["python benchmarks/inference.py", *(a for a in sys.argv[1:])])
-        stamp = (
-            f"`{command}`, {date.today()}, {processor_name()}, {given.threads} threads, torch {torch.__version__}, "
-            f"transformers {transformers.__version__}:"
-        )
-        page = DOCS.read_text(encoding="utf-8")
-        page = re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n{stamp}\n\n{text}\n{END}", page, flags=re.DOTALL)
-        DOCS.write_text(page, encoding="utf-8")
+        update_docs("inference", text, threads=given.threads)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from opsin import families, weights
+from opsin.cli._options import describe_model
 from opsin.errors import TokenizerError
 from opsin.families import chat
 from opsin.text.messages import assistant, system, user
@@ -34,6 +36,19 @@ def test_text_comes_back_and_holds_no_control_token(tokenizer: Tokenizer, text: 
     assert not set(tokens.ids) & set(tokenizer.controls.values())
     assert tokens.starts == sorted(tokens.starts)
     assert all(start < len(text) for start in tokens.starts)
+
+
+def test_the_tokenizer_of_a_folder_is_found_and_travels_with_an_export(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = families.preset("qwen-vl-tiny").config
+    config = config.replace(decoder=config.decoder.replace(vocab_size=512))
+    tokenizer.save(tmp_path / "own")
+    model = weights.Model(weights.build(config), config, "tiny", tokenizer_folder=tmp_path / "own")
+    assert model.has_tokenizer
+    weights.export(tmp_path / "out", model, layout="original")
+    again = weights.load(tmp_path / "out")
+    assert again.has_tokenizer
+    assert again.tokenizer.encode("user hi", "start") == tokenizer.encode("user hi", "start")
+    assert describe_model(str(tmp_path / "out"))[1] is not None
 
 
 def test_control_tokens_follow_the_ranks(tokenizer: Tokenizer) -> None:

@@ -8,7 +8,7 @@ from opsin import families
 from opsin.media.image import image_size
 from opsin.spec.model import VLMConfig
 from opsin.spec.plan import Size
-from opsin.text.tokenizer import Tokenizer, load_tokenizer
+from opsin.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 
 class Mode(StrEnum):
@@ -33,8 +33,7 @@ def describe_model(name: str) -> tuple[VLMConfig, Tokenizer | None]:
         return (families.preset_of_hub(name) or families.preset(name)).config, None
     from opsin.weights.config import describe
 
-    has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.model", "tokenizer.json"))
-    return describe(name), load_tokenizer(folder) if has_tokenizer else None
+    return describe(name), load_tokenizer(folder) if has_tokenizer(folder) else None
 
 
 def picture_size(picture: str, mode: Mode) -> Size:

@@ -48,9 +48,8 @@ def verify(
 
         opsin verify --case tests/goldens/llava/hf_llava15_mlp
     """
-    options = {"tokenizer": tokenizer, "image": image, "prompt": prompt, "dtype": dtype}
     if case is not None:
-        if any(value not in (None, "float32") for value in (tiny, against, *options.values())):
+        if any(value not in (None, "float32") for value in (tiny, against, tokenizer, image, prompt, dtype)):
             raise ConfigError("--case records its inputs, in float32: it takes a MODEL, --tokenizers and --json")
     elif tokenizers is not None:
         raise ConfigError("--tokenizers goes with --case; --tokenizer names the folder of one")
@@ -60,13 +59,14 @@ def verify(
         raise ConfigError("--against goes with a MODEL; --tiny writes its own")
     from opsin.verify import recorded, run
 
+    question = run.Question(image, prompt, dtype, max_new_tokens)
     if case is not None:
         ladder = recorded.verify_case(case, model, tokenizers=tokenizers)
     elif tiny is not None:
-        ladder = run.verify_tiny(tiny, max_new_tokens=max_new_tokens, **options)  # type: ignore[arg-type]
+        ladder = run.verify_tiny(tiny, question, tokenizer=tokenizer)
     else:
         assert model is not None
-        ladder = run.verify(model, against=against, max_new_tokens=max_new_tokens, **options)  # type: ignore[arg-type]
+        ladder = run.verify(model, question, against=against, tokenizer=tokenizer)
     if json:
         from json import dumps
 

@@ -18,9 +18,12 @@ Place = Literal["start", "after_control"]
 """Where a text stands: at the start of a conversation or after a picture (LLaVA tokenises the texts between pictures
 one by one, so each is a start of its own), or right after a control token."""
 
+MAIN_FILES = ("tokenizer.model", "qwen.tiktoken", "tokenizer.json", "vocab.json", "vocab.txt")
+"""Files of which a tokenizer has at least one."""
+
 FILES = (
-    *("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "qwen.tiktoken"),
-    *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+    *(*MAIN_FILES, "merges.txt", "tokenizer_config.json"),
+    *("added_tokens.json", "special_tokens_map.json"),
 )
 """Files that say what a tokenizer does. What else a repository holds is not read."""
 
@@ -144,6 +147,11 @@ class BaseTokenizer(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.files.items():
             (folder / name).write_bytes(data)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `load_tokenizer` would find one there."""
+    return any((folder / name).is_file() for name in MAIN_FILES)
 
 
 def load_tokenizer(folder: Path, *, legacy: bool | None = None) -> Tokenizer:

@@ -1,7 +1,7 @@
 """A model against the recorded outputs of its authors' code, within the tolerances recorded with them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def _of_model(case: Case, name: str | Path | None) -> list[tuple[str, Pair]]:
     inputs, outputs = case.tensors("inputs.safetensors"), case.tensors("outputs.safetensors")
     with torch.inference_mode():
         vlm = weights.load(name, dtype="float32").vlm if name else own_model(case)
-        return list(KINDS[case.family, case.kind](case, vlm, inputs, outputs))
+        return list(KINDS[case.family, case.kind].pairs(case, vlm, inputs, outputs))
 
 
 def _kept_going(case: Case) -> bool:
@@ -263,40 +263,67 @@ def _qwen2_vl_tower(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pa
     yield "rows", Pair(as_array(rows), outputs["merged"], **case.allowed("features"))
 
 
-KINDS: dict[tuple[str, str], Callable[[Case, VLM, Arrays, Arrays], Pairs]] = {
-    ("llava", "model"): _llava,
-    ("blip2", "model"): _blip2,
-    ("qwen_vl", "model"): _qwen_vl,
-    ("qwen2_vl", "model"): _qwen2_vl,
-    ("qwen2_vl", "vision_features"): _qwen2_vl_tower,
-    ("internvl", "model"): _internvl_model,
-    ("internvl", "vision_features"): _internvl_tower,
+def _published(case: Case) -> VLM:
+    """A whole model in a published layout."""
+    return weights.load(case.folder, dtype="float32").vlm
+
+
+def _qwen2_vl_tower_model(case: Case) -> VLM:
+    """Tower and merger are the case's, the rest is random."""
+    vlm = weights.build(family("qwen2_vl").from_hub(case.json("config.json"), None), seed=0).eval()
+    weights.load_part(vlm, "vision", case.folder)
+    weights.load_part(vlm, "connector", case.folder)
+    return vlm
+
+
+def _internvl_tower_model(case: Case) -> VLM:
+    """The tower is the case's, the rest is random; every layer and the class token come out."""
+    vision = read_tower(case.json("config.json"), out_layer=-1)
+    every = vision.replace(class_token="keep", out_layers=tuple(range(vision.num_layers + 1)))
+    resolution = DynamicTiles(tile_size=vision.image_size)
+    tiny = family("internvl15").tiny.config
+    vlm = weights.build(tiny.replace(vision=every, resolution=resolution), seed=0).eval()
+    weights.load_part(vlm, "vision", case.folder)
+    return vlm
+
+
+def _internvl_own(case: Case) -> VLM:
+    """A whole model, or a language model alone with a random tower."""
+    hub = case.json("config.json")
+    if "vision_config" in hub:
+        return _published(case)
+    decoder = read_decoder(hub, tied=bool(hub.get("tie_word_embeddings")), where=case.name)
+    tiny = family("internvl15").tiny.config
+    vlm = weights.build(tiny.replace(decoder=decoder, image_token_id=None), seed=0).eval()
+    weights.load_part(vlm, "decoder", case.folder)
+    return vlm
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one kind of case of one family holds."""
+
+    pairs: Callable[[Case, VLM, Arrays, Arrays], Pairs]
+    """(case, model, inputs, outputs) to our numbers and the recorded ones."""
+    own_model: Callable[[Case], VLM] = _published
+    """The case's own model."""
+
+
+KINDS = {
+    ("llava", "model"): Kind(_llava),
+    ("blip2", "model"): Kind(_blip2),
+    ("qwen_vl", "model"): Kind(_qwen_vl),
+    ("qwen2_vl", "model"): Kind(_qwen2_vl),
+    ("qwen2_vl", "vision_features"): Kind(_qwen2_vl_tower, _qwen2_vl_tower_model),
+    ("internvl", "model"): Kind(_internvl_model, _internvl_own),
+    ("internvl", "vision_features"): Kind(_internvl_tower, _internvl_tower_model),
 }
-"""What is compared, by the family and the kind that a case names."""
+"""By the family and the kind that a case names."""
 
 
 def own_model(case: Case) -> VLM:
-    """The case's own model. Where it holds but a part (a tower, a language model), the rest is random."""
-    hub = case.json("config.json")
-    if case.family == "qwen2_vl" and case.kind == "vision_features":
-        vlm = weights.build(family("qwen2_vl").from_hub(hub, None), seed=0).eval()
-        weights.load_part(vlm, "vision", case.folder)
-        weights.load_part(vlm, "connector", case.folder)
-        return vlm
-    tiny = family("internvl15").tiny.config
-    if case.family == "internvl" and case.kind == "vision_features":
-        vision = read_tower(hub, out_layer=-1)
-        every = vision.replace(class_token="keep", out_layers=tuple(range(vision.num_layers + 1)))
-        resolution = DynamicTiles(tile_size=vision.image_size)
-        vlm = weights.build(tiny.replace(vision=every, resolution=resolution), seed=0).eval()
-        weights.load_part(vlm, "vision", case.folder)
-        return vlm
-    if case.family == "internvl" and "vision_config" not in hub:
-        decoder = read_decoder(hub, tied=bool(hub.get("tie_word_embeddings")), where=case.name)
-        vlm = weights.build(tiny.replace(decoder=decoder, image_token_id=None), seed=0).eval()
-        weights.load_part(vlm, "decoder", case.folder)
-        return vlm
-    return weights.load(case.folder, dtype="float32").vlm
+    """The model that a case holds, or the part of one, with the rest random."""
+    return KINDS[case.family, case.kind].own_model(case)
 
 
 # ---- what all share --------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Both climbs, and their comparison."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,15 +21,24 @@ SHARPEN = 4.0
 """Random matrices are multiplied by it: as drawn, attention is nearly even, and a wrong rotation would hardly show."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """What both are asked, and how precisely they compute."""
+
+    image: ImageSource | None = None
+    """None is a drawn one."""
+    prompt: str | None = None
+    """Where there is a tokenizer; None is a fixed question."""
+    dtype: str = "float32"
+    max_new_tokens: int = 16
+
+
 def verify(
     name: str | Path,
+    question: Question = Question(),
     *,
     against: Path | None = None,
     tokenizer: Path | None = None,
-    image: ImageSource | None = None,
-    prompt: str | None = None,
-    dtype: str = "float32",
-    max_new_tokens: int = 16,
 ) -> Ladder:
     """Compare a model here with the same model in transformers.
 
@@ -36,38 +46,32 @@ def verify(
     Raises ConfigError where the two cannot be compared, and what loading raises.
     """
     theirs.load_transformers()  # before anything large is loaded
-    model = weights.load(name, dtype=dtype, tokenizer=tokenizer)
+    model = weights.load(name, dtype=question.dtype, tokenizer=tokenizer)
     own = weights.resolve(str(name)) if model.layout.startswith("hf") else None
-    options: dict[str, Any] = {"image": image, "prompt": prompt, "dtype": dtype, "max_new_tokens": max_new_tokens}
-    if against is not None or own is not None:
-        return _compare(model, against or own or Path(), **options)
+    if reference := against or own:
+        return _compare(model, reference, question)
     with TemporaryDirectory() as folder:
         export(model, Path(folder) / "hf")
-        loaded = weights.load(Path(folder) / "hf", dtype=dtype, tokenizer=model.tokenizer_folder)
+        loaded = weights.load(Path(folder) / "hf", dtype=question.dtype, tokenizer=model.tokenizer_folder)
         loaded.name = model.name
         note = f"{model.name} is in layout {model.layout!r}; compared by way of an export to the layout of transformers"
-        return _compare(loaded, Path(folder) / "hf", notes=(note,), **options)
+        return _compare(loaded, Path(folder) / "hf", question, notes=(note,))
 
 
 def verify_tiny(
     name: str,
+    question: Question = Question(),
     *,
     tokenizer: Path | None = None,
-    image: ImageSource | None = None,
-    prompt: str | None = None,
-    dtype: str = "float32",
-    max_new_tokens: int = 16,
 ) -> Ladder:
     """Compare a family's tiny preset with random weights. Raises UnknownNameError, or ConfigError as `verify` does."""
     preset = family(name).tiny
     theirs.load_transformers()
     with TemporaryDirectory() as folder:
         own = write_tiny(name, Path(folder) / "hf", num_ids=load_tokenizer(tokenizer).vocab_size if tokenizer else 0)
-        loaded = weights.load(own, dtype=dtype, tokenizer=tokenizer)
+        loaded = weights.load(own, dtype=question.dtype, tokenizer=tokenizer)
         loaded.name = preset.id
-        return _compare(
-            loaded, Path(folder) / "hf", image=image, prompt=prompt, dtype=dtype, max_new_tokens=max_new_tokens
-        )
+        return _compare(loaded, Path(folder) / "hf", question)
 
 
 def write_tiny(name: str, folder: Path, *, num_ids: int = 0) -> Path:
@@ -118,20 +122,11 @@ def export(model: Model, folder: Path) -> None:
     weights.export(folder, model, layout="hf")
 
 
-def _compare(
-    model: Model,
-    folder: Path,
-    *,
-    image: ImageSource | None,
-    prompt: str | None,
-    dtype: str,
-    max_new_tokens: int,
-    notes: tuple[str, ...] = (),
-) -> Ladder:
-    name = theirs.class_name(folder)
-    source = ours.drawn_picture() if image is None else image
-    sample = ours.encode(model.config, model.tokenizer if model.has_tokenizer else None, source, prompt)
-    here = ours.climb(model.vlm, sample, max_new_tokens=max_new_tokens)
+def _compare(model: Model, folder: Path, question: Question, *, notes: tuple[str, ...] = ()) -> Ladder:
+    name, dtype = theirs.class_name(folder), question.dtype
+    source = ours.drawn_picture() if question.image is None else question.image
+    sample = ours.encode(model.config, model.tokenizer if model.has_tokenizer else None, source, question.prompt)
+    here = ours.climb(model.vlm, sample, max_new_tokens=question.max_new_tokens)
     there = theirs.climb(
         folder,
         sample,
@@ -139,7 +134,7 @@ def _compare(
         model.config.vision,
         dtype=next(model.vlm.parameters()).dtype,
         device="cpu",
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=question.max_new_tokens,
         tokenizer=model.tokenizer_folder if model.has_tokenizer else None,
     )
     return Ladder(model.name, f"transformers' {name}", dtype, tuple(compare(here, there, dtype=dtype)), notes)

@@ -24,7 +24,7 @@ from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.qformer import QFormerConfig
 from opsin.spec.rules import Layout, Reshape, Split
-from opsin.text.tokenizer import Tokenizer, load_tokenizer
+from opsin.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from opsin.weights.account import Account, account, choose_layout, raise_problems
 from opsin.weights.config import read_config, read_json
 from opsin.weights.files import Entry, read_headers
@@ -72,8 +72,7 @@ class Model:
     def has_tokenizer(self) -> bool:
         """Whether `tokenizer` would find one."""
         folder = self.tokenizer_folder
-        names = ("tokenizer.model", "tokenizer.json", "vocab.json", "vocab.txt")
-        return "tokenizer" in self.__dict__ or (folder is not None and any((folder / name).is_file() for name in names))
+        return "tokenizer" in self.__dict__ or (folder is not None and has_tokenizer(folder))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
