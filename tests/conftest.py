@@ -1,6 +1,8 @@
 """Options and fixtures that every folder of tests may use."""
 
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """One thread, so that sums are taken in the same order everywhere. Runs without torch must stay without it."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_reaches_the_tests() -> Iterator[None]:
+    """A shell that starts the tests in the background (`pytest &`) has them ignore Ctrl-C, which some of them press."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
