@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+import mixes
+from opsin import families, weights
 from opsin.verify.run import write_tiny
 from parity.case import ROOT, SHARED
 from toys import tokenizer_folder
@@ -32,6 +34,21 @@ def test_every_tiny_family_that_transformers_has_is_equal(opsin, family):
     steps = {step["rung"]: step["verdict"] for step in json.loads(done.out)["steps"]}
     assert steps.pop("ids") == "skipped"
     assert set(steps.values()) == {"equal"}
+
+
+@pytest.mark.usefixtures("transformers")
+@pytest.mark.parametrize("preset", ["llava-tiny", "llava-1.5-tiny", "llava-next-tiny", "internvl-1.5-tiny"])
+def test_a_checkpoint_as_its_authors_published_it_is_equal(opsin, preset, tmp_path):
+    """transformers reads an export of it; LLaVA's has one id more, and one layer more where it has one only."""
+    config = families.preset(preset).config
+    model = weights.Model(weights.build(config, seed=1), config, preset, tokenizer_folder=None)
+    weights.export(tmp_path / "out", model, layout="original")
+    done = opsin("verify", tmp_path / "out", "--json")
+    assert done.code == 0, done
+    steps = {step["rung"]: step["verdict"] for step in json.loads(done.out)["steps"]}
+    assert steps.pop("ids") == "skipped"
+    assert set(steps.values()) == {"equal"}
+    assert "by way of an export" in done.out
 
 
 def change_mean(folder: Path) -> None:
@@ -91,8 +108,12 @@ def test_an_unknown_family_gets_the_nearest_name(opsin):
 
 @pytest.mark.usefixtures("transformers")
 def test_what_transformers_cannot_express_is_refused(opsin, tmp_path):
-    own = write_tiny("llava", tmp_path / "hf")
-    assert "connector of two layers" in opsin("verify", own).refused()
+    config = mixes.MIXES["mix-native-mlp-llama"]
+    weights.save_native(tmp_path / "mix", weights.build(config), config)
+    for given in (["--tiny", "qwen_vl"], [tmp_path / "mix"]):
+        message = opsin("verify", *given).refused()
+        assert "transformers cannot hold" in message
+        assert "opsin verify --case FOLDER" in message
 
 
 def test_a_tokenizer_that_transformers_cannot_read_shows_in_the_last_line(opsin, transformers, monkeypatch, tmp_path):

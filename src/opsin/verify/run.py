@@ -1,21 +1,26 @@
 """Both climbs, and their comparison."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from opsin import weights
+from opsin.errors import ConfigError
 from opsin.families import family
 from opsin.media.image import ImageSource, open_image
 from opsin.spec.connector import LinearConnector, MLPConnector
+from opsin.spec.model import VLMConfig
 from opsin.text.tokenizer import load_tokenizer
 from opsin.verify import ours, theirs
 from opsin.verify.rungs import Ladder, compare
 from opsin.weights import Model
+from opsin.weights.init import on_meta
+from opsin.weights.loader import assign
 
 SHARPEN = 4.0
 """Random matrices are multiplied by it: as drawn, attention is nearly even, and a wrong rotation would hardly show."""
@@ -51,11 +56,9 @@ def verify(
     if reference := against or own:
         return _compare(model, reference, question)
     with TemporaryDirectory() as folder:
-        export(model, Path(folder) / "hf")
-        loaded = weights.load(Path(folder) / "hf", dtype=question.dtype, tokenizer=model.tokenizer_folder)
-        loaded.name = model.name
+        written = write_for_transformers(model, Path(folder) / "hf")
         note = f"{model.name} is in layout {model.layout!r}; compared by way of an export to the layout of transformers"
-        return _compare(loaded, Path(folder) / "hf", question, notes=(note,))
+        return _compare(written, Path(folder) / "hf", question, notes=(note,))
 
 
 def verify_tiny(
@@ -86,40 +89,68 @@ def write_tiny(name: str, folder: Path, *, num_ids: int = 0) -> Path:
         if config.video_token_id is not None:
             marks["video_token_id"] = num_ids
         config = config.replace(decoder=config.decoder.replace(vocab_size=num_ids + 2), **marks)
-    elif config.image_token_id is None:
-        config = config.replace(image_token_id=config.decoder.vocab_size - 1)  # transformers needs a mark
     vlm = weights.build(config, seed=1)
     with torch.no_grad():
         for parameter in vlm.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(SHARPEN)
+    model = write_for_transformers(Model(vlm, config, preset.id), folder)
     if not isinstance(config.connector, LinearConnector):
-        export(Model(vlm, config, preset.id), folder)
         return folder
     own = folder.with_name(f"{folder.name}-native")
-    weights.save_native(own, vlm, config)
-    _export_twin(Model(vlm, config, preset.id), folder)
+    weights.save_native(own, model.vlm, model.config)
     return own
 
 
-def _export_twin(model: Model, folder: Path) -> None:
+def write_for_transformers(model: Model, folder: Path) -> Model:
+    """Write a model so that transformers reads it. Returns what it is to be compared with, which may have one id more.
+
+    Raises ConfigError for a model that transformers has not.
+    """
+    if model.config.image_token_id is None:
+        model = _with_mark(model)
+    twin = _twin(model) if isinstance(model.config.connector, LinearConnector) else model
+    try:
+        weights.export(folder, twin, layout="hf")
+    except ConfigError as error:
+        raise ConfigError(
+            f"transformers cannot hold {model.name}, so there is nothing to compare it with ({error}). Recorded "
+            "outputs of its authors' code can verify it: opsin verify --case FOLDER"
+        ) from None
+    if twin is not model:
+        file = folder / "config.json"
+        hub = json.loads(file.read_text(encoding="utf-8")) | {"projector_hidden_act": "linear"}
+        file.write_text(json.dumps(hub), encoding="utf-8")
+    return model
+
+
+def _with_mark(model: Model) -> Model:
+    """The model with one id more, which means nothing: transformers marks slots by an id, the authors of LLaVA do not.
+
+    Only the two tables are copied.
+    """
+    rows = model.config.decoder.vocab_size
+    config = model.config.replace(decoder=model.config.decoder.replace(vocab_size=rows + 1), image_token_id=rows)
+    state = dict(model.vlm.state_dict())
+    for name in state.keys() & {"decoder.embed.weight", "decoder.head.weight"}:
+        state[name] = F.pad(state[name], (0, 0, 0, 1))
+    return _remade(model, config, state)
+
+
+def _twin(model: Model) -> Model:
     """A model with a connector of one layer, for transformers, whose connector has two: its second does nothing."""
-    config = model.config.replace(connector=MLPConnector())
-    twin = weights.build(config, seed=0)
-    state = twin.state_dict()
-    state |= model.vlm.state_dict()
-    state["connector.layers.1.weight"] = torch.eye(config.decoder.dim)
-    state["connector.layers.1.bias"] = torch.zeros(config.decoder.dim)
-    twin.load_state_dict(state)
-    export(Model(twin, config, model.name), folder)
-    file = folder / "config.json"
-    hub = json.loads(file.read_text(encoding="utf-8")) | {"projector_hidden_act": "linear"}
-    file.write_text(json.dumps(hub), encoding="utf-8")
+    weight = model.vlm.state_dict()["connector.layers.0.weight"]
+    state = model.vlm.state_dict() | {
+        "connector.layers.1.weight": torch.eye(len(weight), dtype=weight.dtype),
+        "connector.layers.1.bias": weight.new_zeros(len(weight)),
+    }
+    return _remade(model, model.config.replace(connector=MLPConnector()), state)
 
 
-def export(model: Model, folder: Path) -> None:
-    """Write the model for transformers, with its tokenizer where it has one. Raises ConfigError where it cannot be."""
-    weights.export(folder, model, layout="hf")
+def _remade(model: Model, config: VLMConfig, state: dict[str, torch.Tensor]) -> Model:
+    vlm = on_meta(config)
+    assign(vlm, state)
+    return replace(model, vlm=vlm.eval(), config=config)
 
 
 def _compare(model: Model, folder: Path, question: Question, *, notes: tuple[str, ...] = ()) -> Ladder:
