@@ -1,7 +1,7 @@
 """The stream of samples of one stage: which sample comes when, and threads that prepare them ahead of the model."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -18,6 +18,7 @@ from opsin.text.messages import Conversation
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Share = Callable[[Sequence[tuple[int, int]]], Sequence[tuple[int, int]]]
 
 
 class Feed:
@@ -88,9 +89,12 @@ class Feed:
             sample = replace(sample, name=name)
         return check_sample(sample, max_tokens=self.max_tokens, overlong=self.stage.overlong)
 
-    def stream(self, first_step: int, *, workers: int) -> Generator[Encoded, None, None]:
-        """All samples from `first_step` to the end, one by one. Nothing before `first_step` is read."""
-        places = (place for step in range(first_step, self.num_steps) for place in self.step_samples(step))
+    def stream(self, first_step: int, *, workers: int, share: Share = tuple) -> Generator[Encoded, None, None]:
+        """All samples from `first_step` to the end, one by one. Nothing before `first_step` is read.
+
+        share: which of the samples of a step to read; all, where one process trains.
+        """
+        places = (place for step in range(first_step, self.num_steps) for place in share(self.step_samples(step)))
         return ahead(places, lambda place: self.load(*place), workers=workers, depth=self.stage.batch.samples + workers)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
-from opsin.collate import pack, pad
+from opsin.collate import pack, pad, with_blank_picture
 from opsin.data.feed import Feed
 from opsin.data.order import derive_seed
 from opsin.data.passes import passes
@@ -19,6 +19,7 @@ from opsin.encode import Encoded
 from opsin.errors import TrainError
 from opsin.train.objectives import Objective
 from opsin.train.optim import Optimizer, rate_factor
+from opsin.train.parallel import Step, TogetherError, World, local
 from opsin.train.trainable import GradientCheck, Trainable, set_trainable
 
 Item = TypeVar("Item")
@@ -41,7 +42,7 @@ class Row(TypedDict):
     """Learning rate of each group of tensors."""
     samples: int
     passes: int
-    """How many times the model ran: the samples of a step are cut into passes (gradient accumulation)."""
+    """How many times the model ran on each process: the samples of a step are cut into passes (gradient accumulation)."""
     tokens: int
     image_tokens: int
     supervised: int
@@ -77,15 +78,19 @@ class StageLoop:
         device: torch.device | str = "cpu",
         precision: Precision = "float32",
         workers: int = 0,
+        world: World | None = None,
     ) -> None:
-        """Moves the module to `device` and sets which of its tensors train."""
-        self.module = module.to(device)
+        """Moves the module to `device`, in parts where there are several processes, and sets which tensors train."""
+        self.module = module
         self.feed = feed
         self.stage = feed.stage
-        self.objective = objective
         self.device = torch.device(device)
         self.precision = precision
         self.workers = workers
+        self.world = world or World()
+        self._step = Step(module, objective)
+        low = torch.bfloat16 if precision == "bfloat16" else None
+        self.world.split(self._step, device=self.device, low=low)
         self.trained = set_trainable(module, trainable)
         self.optimizer = Optimizer(self.trained, self.stage.optim)
         self.num_steps = feed.num_steps
@@ -97,7 +102,7 @@ class StageLoop:
         """Train from where the stage stands to its end; one row after each update."""
         self.module.train()
         try:
-            with closing(self.feed.stream(self.step, workers=self.workers)) as samples:
+            with closing(self.feed.stream(self.step, workers=self.workers, share=self.world.share)) as samples:
                 stream = _Stopwatch(samples)
                 while self.step < self.num_steps:
                     yield self._one_step(stream)
@@ -106,13 +111,20 @@ class StageLoop:
 
     def _one_step(self, stream: "_Stopwatch[Encoded]") -> Row:
         started, waited = time.perf_counter(), stream.seconds
-        num_samples = len(self.feed.step_samples(self.step))
-        groups = passes(islice(stream, num_samples), self.stage.batch)
-        with reproducible(self.device, derive_seed(self.feed.seed, self.stage.name, "step", self.step)):
-            done = [self._one_pass(group) for group in groups]
-            image_tokens = sum(one.image_tokens for one in done)
+        samples = self.feed.step_samples(self.step)
+        groups = passes(islice(stream, len(self.world.share(samples))), self.stage.batch)
+        purpose = ("step", self.step, *([self.world.rank] if self.world.rank else []))
+        with reproducible(self.device, derive_seed(self.feed.seed, self.stage.name, *purpose)):
+            done = [self._one_pass(group, pictures) for group, pictures in self.world.rounds(groups)]
+            total, *counts = self.world.sums(
+                float(torch.stack([one.total for one in done]).double().sum()),
+                sum(one.count for one in done),
+                sum(one.tokens for one in done),
+                sum(one.image_tokens for one in done),
+            )
+            count, tokens, image_tokens = map(int, counts)
             self._check_gradients(with_pictures=image_tokens > 0)
-            loss, norm = self._finish_gradient(done)
+            loss, norm = self._finish_gradient(done, total, count)
             factor = rate_factor(self.stage.schedule, self.step, self.num_steps)
             self.optimizer.step(factor)
         for parameter in self.trained.values():
@@ -125,32 +137,52 @@ class StageLoop:
             loss=loss,
             grad_norm=norm,
             lr=self.optimizer.rates(factor),
-            samples=num_samples,
+            samples=len(samples),
             passes=len(done),
-            tokens=sum(one.tokens for one in done),
+            tokens=tokens,
             image_tokens=image_tokens,
-            supervised=sum(one.count for one in done),
+            supervised=count,
             seconds=time.perf_counter() - started,
             data_seconds=stream.seconds - waited,
         )
 
-    def _one_pass(self, samples: list[Encoded]) -> _Pass:
-        """Forward and backward. The gradient of the sum over tokens is added to those of the step's other passes."""
-        batch = (pack if self.stage.batch.form == "pack" else pad)(samples).to(self.device)
+    def _one_pass(self, samples: list[Encoded] | None, pictures: bool) -> _Pass:
+        """Forward and backward. The gradient of the sum over tokens is added to those of the step's other passes.
+
+        samples: None runs the step's first sample in their place, for nothing. pictures: the tower has to run.
+        """
+        stand_in = samples is None
+        if samples is None:
+            samples = [self._stand_in()]
+        batch = (pack if self.stage.batch.form == "pack" else pad)(samples)
+        if pictures and batch.patches is None:
+            batch = with_blank_picture(batch, self.module.config)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            loss = self.objective(self.module, batch)
-        if not loss.total.requires_grad:
+            total, count = self._step(batch.to(self.device))
+        if not total.requires_grad:
             raise TrainError(f"stage {self.stage.name!r}: the loss depends on no tensor that trains")
-        loss.total.backward()
+        if stand_in:
+            samples, total, count = [], total * 0, 0
+        total.backward()
         return _Pass(
             names=[sample.name for sample in samples],
             tokens=sum(sample.num_tokens for sample in samples),
             image_tokens=sum(sample.num_image_tokens for sample in samples),
-            total=loss.total.detach(),
-            count=loss.count,
+            total=total.detach(),
+            count=count,
         )
 
-    def _finish_gradient(self, done: Sequence[_Pass]) -> tuple[float, float]:
+    def _stand_in(self) -> Encoded:
+        """A sample for a process that has none left while others have."""
+        if getattr(self._step.objective, "compares_samples", False):
+            raise TrainError(
+                f"stage {self.stage.name!r}, step {self.step + 1}: its objective compares the samples of all processes, "
+                f"but process {self.world.rank} of {self.world.size} has none left while others have. Take batch.samples "
+                "that the number of processes divides, and no micro_samples or micro_tokens."
+            )
+        return self.feed.load(*self.feed.step_samples(self.step)[0])
+
+    def _finish_gradient(self, done: Sequence[_Pass], total: float, count: int) -> tuple[float, float]:
         """Turn the summed gradient into that of the mean, and shorten it. Returns the mean loss and the norm.
 
         Only here is it divided, by the taught tokens of the whole step: a mean of the means of passes would give the
@@ -162,23 +194,27 @@ class StageLoop:
                 # that the optimizer's averages grow old at the same rate for all.
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
-        count = sum(one.count for one in done)
-        loss = float(torch.stack([one.total for one in done]).double().sum()) / count
-        norm = float(torch.nn.utils.get_total_norm(gradients)) / count
+        self.world.add_up(gradients)
+        loss, norm = total / count, self.world.norm(gradients) / count
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._not_finite(done, loss, norm)
         clip = self.stage.clip
         shorten = 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))  # 1e-6: as torch.nn.utils.clip_grad_norm_
-        torch._foreach_mul_(gradients, shorten / count)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], shorten / count)
         return loss, norm
 
     def _not_finite(self, done: Sequence[_Pass], loss: float, norm: float) -> TrainError:
-        guilty = [one for one in done if not torch.isfinite(one.total)] or list(done)
-        names = [name for one in guilty for name in one.names]
-        tensors = [name for name, p in self.trained.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
-        return TrainError(
+        guilty = [name for one in done if not torch.isfinite(one.total) for name in one.names]
+        bad = [name for name, p in self.trained.items() if p.grad is not None and not local(p.grad).isfinite().all()]
+        names = self.world.lists(guilty)
+        if not any(names):
+            names = self.world.lists([name for one in done for name in one.names])
+        tensors = list(dict.fromkeys(name for each in self.world.lists(bad) for name in each))
+        concerned = [_listed(each) if self.world.size == 1 else f"{_listed(each)} (process {rank})"
+                     for rank, each in enumerate(names) if each]
+        return (TrainError if self.world.size == 1 else TogetherError)(
             f"stage {self.stage.name!r}, step {self.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}. "
-            f"Nothing was updated. Samples of the passes concerned: {_listed(names)}."
+            f"Nothing was updated. Samples of the passes concerned: {'; '.join(concerned)}."
             + (f" Tensors whose gradient is not finite: {_listed(tensors)}." if tensors else "")
             + " Look at these samples, or lower the learning rate."
         )
