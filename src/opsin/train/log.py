@@ -2,9 +2,10 @@
 
 import json
 import os
+import tempfile
 from collections import deque
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -15,9 +16,9 @@ from opsin.train.loop import Row
 class RowLog:
     """`log.jsonl`. A resumed run cuts it back to where its checkpoint was made: every step stands there once."""
 
-    def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
-        """keep_bytes: how much of the file to keep."""
-        self._stream = path.open("ab")
+    def __init__(self, path: Path | None, *, keep_bytes: int = 0) -> None:
+        """path: None where another process keeps the log. keep_bytes: how much of the file to keep."""
+        self._stream: IO[bytes] = tempfile.TemporaryFile() if path is None else path.open("ab")  # noqa: SIM115
         self._stream.truncate(min(keep_bytes, os.fstat(self._stream.fileno()).st_size))
 
     def write(self, row: Row) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
@@ -17,6 +18,7 @@ from opsin.data.order import derive_seed
 from opsin.data.passes import passes
 from opsin.encode import Encoded
 from opsin.errors import TrainError
+from opsin.train.blocks import prepared_blocks
 from opsin.train.objectives import Objective
 from opsin.train.optim import Optimizer, rate_factor
 from opsin.train.parallel import Step, TogetherError, World, local
@@ -75,22 +77,24 @@ class StageLoop:
         *,
         trainable: Trainable,
         objective: Objective,
-        device: torch.device | str = "cpu",
         precision: Precision = "float32",
         workers: int = 0,
+        activations: Literal["keep", "recompute"] = "keep",
+        compiled: bool = False,
         world: World | None = None,
     ) -> None:
-        """Moves the module to `device`, in parts where there are several processes, and sets which tensors train."""
+        """Moves the module to the world's device, in parts where it has several processes; sets which tensors train."""
         self.module = module
         self.feed = feed
         self.stage = feed.stage
-        self.device = torch.device(device)
         self.precision = precision
         self.workers = workers
+        self._blocks = partial(prepared_blocks, module, recompute=activations == "recompute", compiled=compiled)
         self.world = world or World()
+        self.device = self.world.device
         self._step = Step(module, objective)
         low = torch.bfloat16 if precision == "bfloat16" else None
-        self.world.split(self._step, device=self.device, low=low)
+        self.world.split(self._step, low=low)
         self.trained = set_trainable(module, trainable)
         self.optimizer = Optimizer(self.trained, self.stage.optim)
         self.num_steps = feed.num_steps
@@ -102,10 +106,11 @@ class StageLoop:
         """Train from where the stage stands to its end; one row after each update."""
         self.module.train()
         try:
-            with closing(self.feed.stream(self.step, workers=self.workers, share=self.world.share)) as samples:
-                stream = _Stopwatch(samples)
+            stream = self.feed.stream(self.step, workers=self.workers, share=self.world.share)
+            with self._blocks(), closing(stream) as samples:
+                watched = _Stopwatch(samples)
                 while self.step < self.num_steps:
-                    yield self._one_step(stream)
+                    yield self._one_step(watched)
         finally:
             self.module.eval()
 

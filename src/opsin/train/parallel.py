@@ -41,8 +41,9 @@ class TogetherError(TrainError):
 class World:
     """The processes of a run, and which of them this is."""
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        """group: carries small messages between CPUs; None for one process."""
+    def __init__(self, device: torch.device | str = "cpu", group: dist.ProcessGroup | None = None) -> None:
+        """device: what this process computes on. group: carries small messages between CPUs; None for one process."""
+        self.device = torch.device(device)
         self._group = group
         self.rank = dist.get_rank(group) if group else 0
         self.size = dist.get_world_size(group) if group else 1
@@ -143,23 +144,23 @@ class World:
                 return
             yield group, pictures
 
-    def split(self, step: "Step", *, device: torch.device, low: torch.dtype | None) -> None:
-        """Move a module to `device`, each process holding its rows of every parameter (FSDP2).
+    def split(self, step: "Step", *, low: torch.dtype | None) -> None:
+        """Move a module to the device, each process holding its rows of every parameter (FSDP2).
 
         A block's parameters are whole only while it runs; those outside blocks while the step's objective does.
         low: dtype in which blocks travel; gradients are added up in float32, and what is trained stays float32.
         """
         if self.size == 1:
-            step.to(device)
+            step.to(self.device)
             return
-        mesh = init_device_mesh(device.type, (self.size,))
+        mesh = init_device_mesh(self.device.type, (self.size,))
         # Inputs are not cast: as on one process, autocast decides the arithmetic of every operation.
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks_of(step.module):
             fully_shard(block, mesh=mesh, mp_policy=policy)
         scalars = {parameter for parameter in step.parameters() if parameter.ndim == 0}  # FSDP2 cannot split them
         for scalar in scalars:
-            scalar.data = scalar.data.to(device)
+            scalar.data = scalar.data.to(self.device)
         whole = MixedPrecisionPolicy(cast_forward_inputs=False)
         fully_shard(step, mesh=mesh, mp_policy=whole, ignored_params=scalars)
         for module in step.modules():
@@ -228,16 +229,30 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def open_world(device: torch.device) -> Iterator[World]:
-    """The processes that torchrun (or whoever set up torch.distributed) has started; one where nobody did."""
-    started = False
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and not dist.is_initialized():
+    """The processes that torchrun, or whoever set up torch.distributed, has started; one where nobody did.
+
+    device: of the run; each process takes the GPU of its own number on its machine. Raises TrainError inside when another
+    process is gone.
+    """
+    started = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if started:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        started = True
     try:
         if not dist.is_initialized() or dist.get_world_size() == 1:
-            yield World()
-        else:
-            yield World(dist.new_group(backend="gloo", timeout=TIMEOUT))
+            yield World(device)
+            return
+        try:
+            yield World(device, dist.new_group(backend="gloo", timeout=TIMEOUT))
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+                raise TrainError(
+                    f"another process of this run has ended, so that process {dist.get_rank()} cannot go on: look for "
+                    f"what that one said. The same command goes on from the last checkpoint. ({error})"
+                ) from None
+            raise
     finally:
         if started:
             dist.destroy_process_group()

@@ -23,11 +23,12 @@ from opsin.errors import ConfigError, TrainError
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
-from opsin.train.checkpoint import CheckpointStore, Saved, sync
+from opsin.train.checkpoint import CheckpointStore, Saved, opened, sync
 from opsin.train.config import differences, to_yaml
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
+from opsin.train.parallel import World, local, open_world, skeleton, whole_state
 from opsin.train.prepare import PreparedStage, check_names, describe_trainable, prepare_stage, start_model
 from opsin.train.stop import StopRequest
 from opsin.weights import Model
@@ -59,11 +60,13 @@ def train_stage(
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
     workers: int = 1,
+    activations: Literal["keep", "recompute"] = "keep",
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Train one stage in memory: no folder, no checkpoints. Returns what each step did.
 
     module: a VLM, or anything that `objective` knows. source: gives conversations, which need a tokenizer, or Encoded.
+    Under torchrun all processes train together, and each ends with its part of the module (`parallel.whole_state`).
     """
     prepared = prepare_stage(
         stage,
@@ -73,13 +76,23 @@ def train_stage(
         seed=seed,
         source=source,
     )
-    loop = _loop(module, prepared, objective, torch.device(device), precision, workers)
-    rows = []
-    for row in loop.rows():
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
-    return rows
+    with open_world(choose_device(str(device))) as world:
+        loop = StageLoop(
+            module,
+            prepared.feed,
+            trainable=prepared.trainable,
+            objective=objective,
+            precision=precision,
+            workers=workers,
+            activations=activations,
+            world=world,
+        )
+        rows = []
+        for row in loop.rows():
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
+        return rows
 
 
 def run(
@@ -94,7 +107,7 @@ def run(
 ) -> RunResult:
     """Train all stages, or what is left of them when `config.output` holds an unfinished run of the same config.
 
-    A run that goes on gives the same bits as one that was never interrupted.
+    A run that goes on gives the same bits as one that was never interrupted. Under torchrun all processes train together.
     model: what to start from, trained in place; by default what `config.model` and `config.init` say.
     sources, objectives: by stage name, instead of the stage's `data` and of `next_token`.
     on_row: called after each step. reporter: where progress is shown. stop: asks to stop after the current step.
@@ -102,7 +115,10 @@ def run(
     sources, objectives = sources or {}, objectives or {}
     check_names(config, sources, "sources")
     check_names(config, objectives, "objectives")
-    return _Run(config, model, sources, objectives, on_row, reporter or Silence(), stop or StopRequest()).train()
+    with open_world(choose_device(config.device)) as world:
+        if reporter is None or not world.is_first:
+            reporter = Silence()
+        return _Run(world, config, model, sources, objectives, on_row, reporter, stop or StopRequest()).train()
 
 
 class _Run:
@@ -110,6 +126,7 @@ class _Run:
 
     def __init__(
         self,
+        world: World,
         config: RunConfig,
         model: Model | None,
         sources: Mapping[str, Source],
@@ -118,24 +135,27 @@ class _Run:
         reporter: Reporter,
         stop: StopRequest,
     ) -> None:
+        self.world = world
         self.config, self.objectives, self.on_row, self.reporter, self.stop = config, objectives, on_row, reporter, stop
         self.output = Path(config.output)
         self.store = CheckpointStore(self.output / "checkpoints", keep=config.checkpoint.keep)
         self.saved = self._open_folder()
-        self.model = model or start_model(config)
-        self.device = choose_device(config.device)
-        self.prepared = [
-            prepare_stage(
-                stage,
-                module=self.model.vlm,
-                model=self.model.config,
-                tokenizer=self.model.tokenizer,
-                seed=config.seed,
-                source=sources.get(stage.name),
-            )
-            for stage in config.stages
-        ]
-        self.log = RowLog(self.output / "log.jsonl", keep_bytes=self.saved.state["log_bytes"] if self.saved else 0)
+        with world.agreed():
+            self.model = model or start_model(config)
+            self.prepared = [
+                prepare_stage(
+                    stage,
+                    module=self.model.vlm,
+                    model=self.model.config,
+                    tokenizer=self.model.tokenizer,
+                    seed=config.seed,
+                    source=sources.get(stage.name),
+                )
+                for stage in config.stages
+            ]
+        # The log is the first process' alone; the others write theirs to nowhere.
+        log = self.output / "log.jsonl" if world.is_first else None
+        self.log = RowLog(log, keep_bytes=self.saved.state["log_bytes"] if self.saved else 0)
         self.ever_trained: set[str] = set()
         """Tensors that this stage or an earlier one trains: what a checkpoint has to hold."""
 
@@ -162,7 +182,18 @@ class _Run:
         """Train one stage to its end, or until a stop is asked for. Returns how many of its steps are done."""
         stage = prepared.stage
         objective = self.objectives.get(stage.name, next_token)
-        loop = _loop(self.model.vlm, prepared, objective, self.device, self.config.precision, self.config.workers)
+        empty = skeleton(self.model.vlm) if self.world.size > 1 else None
+        loop = StageLoop(
+            self.model.vlm,
+            prepared.feed,
+            trainable=prepared.trainable,
+            objective=objective,
+            precision=self.config.precision,
+            workers=self.config.workers,
+            activations=self.config.activations,
+            compiled=self.config.compile,
+            world=self.world,
+        )
         if self.saved is not None and self.saved.state["stage"] == number:
             self._restore(loop, self.saved)
         self._announce(number, prepared, loop)
@@ -173,14 +204,24 @@ class _Run:
             if self.on_row is not None:
                 self.on_row(row)
             last = loop.step == loop.num_steps
-            if last or self.stop.made or loop.step % self.config.checkpoint.every == 0:
+            (stop,) = self.world.any(self.stop.made)
+            if last or stop or loop.step % self.config.checkpoint.every == 0:
                 self._save(number, loop, steps_before)
                 saved_at = loop.step
-            if self.stop.made and not last:
+            if stop and not last:
+                self._join(empty)
                 return saved_at
         self.reporter.end()
+        self._join(empty)
         self._save_model(stage, prepared)
         return loop.step
+
+    def _join(self, empty: nn.Module | None) -> None:
+        """Whole tensors again, where processes hold parts: the stage's model can be saved, and the next be split anew."""
+        if empty is not None:
+            empty.load_state_dict(whole_state(self.model.vlm), assign=True)
+            assert isinstance(empty, VLM)
+            self.model.vlm = empty.eval()
 
     def _announce(self, number: int, prepared: PreparedStage, loop: StageLoop) -> None:
         say, stage = self.reporter.say, prepared.stage
@@ -215,7 +256,9 @@ class _Run:
                 "data": _data_facts(source),
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
+                "processes": self.world.size,
             },
+            world=self.world,
         )
 
     def _restore(self, loop: StageLoop, saved: Saved) -> None:
@@ -227,31 +270,43 @@ class _Run:
                 f"({saved.state['data']} -> {data}). Put it back, or start a new run in another folder."
             )
         parameters = dict(self.model.vlm.named_parameters())
-        tensors = saved.tensors("weights")
+        tensors = saved.tensors("weights", self.world.rows)
         if wrong := sorted(tensors.keys() ^ self.ever_trained):
             raise TrainError(f"{saved.folder} is of a run that trains other tensors, such as {wrong[0]!r}")
         with torch.no_grad():
             for name, tensor in tensors.items():
-                parameters[name].copy_(tensor)
-        loop.optimizer.load_state(saved.tensors("optimizer"))
+                local(parameters[name]).copy_(tensor)
+        loop.optimizer.load_state(saved.tensors("optimizer", self.world.rows))
         loop.step = saved.state["step"]
-        for what, now in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
-            if saved.state[what] != now:
-                self.reporter.say(f"{what} was {saved.state[what]} and is {now}: results may differ in the last bits")
+        now = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": self.world.size}
+        for what, value in now.items():
+            if (before := saved.state.get(what, 1)) != value:
+                self.reporter.say(f"{what} was {before} and is {value}: results may differ in the last bits")
 
     def _save_model(self, stage: Stage, prepared: PreparedStage) -> None:
         folder = self.output / stage.name
-        weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
-        if all(name.startswith("connector.") for name in prepared.trainable.names):
-            connector = {
-                name: tensor.detach().cpu().contiguous()
-                for name, tensor in self.model.vlm.named_parameters()
-                if name.startswith("connector.")
-            }
-            _write_tensors(folder / CONNECTOR_FILE, connector)
+        with self.world.agreed():
+            if self.world.is_first:
+                weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
+                if all(name.startswith("connector.") for name in prepared.trainable.names):
+                    connector = {
+                        name: tensor.detach().cpu().contiguous()
+                        for name, tensor in self.model.vlm.named_parameters()
+                        if name.startswith("connector.")
+                    }
+                    _write_tensors(folder / CONNECTOR_FILE, connector)
         self.reporter.say(f"stage {stage.name!r} is done; its model is in {folder}")
 
     def _open_folder(self) -> Saved | None:
+        """What the first process finds there: it alone looks, reads and writes."""
+        found = ""
+        with self.world.agreed():
+            if self.world.is_first and (saved := self._open_folder_alone()):
+                found = str(saved.folder)
+        found = self.world.told(found)
+        return opened(Path(found)) if found else None
+
+    def _open_folder_alone(self) -> Saved | None:
         """Make the run's folder, or find where the run in it stands. Raises TrainError for a folder of other things."""
         file = self.output / "run.yaml"
         empty = not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir()))
@@ -286,25 +341,6 @@ def choose_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device {name!r} is none that torch knows; auto, cpu and cuda are") from None
-
-
-def _loop(
-    module: nn.Module,
-    prepared: PreparedStage,
-    objective: Objective,
-    device: torch.device,
-    precision: Precision,
-    workers: int,
-) -> StageLoop:
-    return StageLoop(
-        module,
-        prepared.feed,
-        trainable=prepared.trainable,
-        objective=objective,
-        device=device,
-        precision=precision,
-        workers=workers,
-    )
 
 
 def _data_facts(source: Source) -> dict[str, object]:
