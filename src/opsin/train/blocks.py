@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from opsin.nn.blocks import LayerScale
 from opsin.nn.decoder import DecoderLayer
 from opsin.nn.qformer import QFormerLayer
 from opsin.nn.seq2seq import EncoderLayer
@@ -21,6 +22,11 @@ values of the encoder's states are made for all of them at once, before they run
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """All blocks, in the order in which they run."""
     return [each for each in module.modules() if isinstance(each, BLOCKS)]
+
+
+def elementwise(block: nn.Module) -> list[nn.Module]:
+    """Norms and scales of a block, which autocast runs in float32 where matrix products are in half precision."""
+    return [each for each in block.modules() if isinstance(each, nn.LayerNorm | nn.RMSNorm | LayerScale)]
 
 
 @contextmanager

@@ -26,7 +26,9 @@ from torch.distributed.tensor import DTensor
 from opsin.encode import Encoded
 from opsin.errors import OpsinError, TrainError
 from opsin.nn.batch import Batch
-from opsin.train.blocks import blocks_of
+from opsin.nn.decoder import DecoderLayer
+from opsin.nn.vision import VisionLayer
+from opsin.train.blocks import blocks_of, elementwise
 from opsin.train.objectives import Objective
 
 Item = TypeVar("Item")
@@ -155,13 +157,16 @@ class World:
             return
         mesh = init_device_mesh(self.device.type, (self.size,))
         # Inputs are not cast: as on one process, autocast decides the arithmetic of every operation.
-        policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks_of(step.module):
+            policy = whole
+            if low is not None and isinstance(block, VisionLayer | DecoderLayer):
+                fully_shard(elementwise(block), mesh=mesh, mp_policy=whole)  # autocast reads these in float32
+                policy = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
             fully_shard(block, mesh=mesh, mp_policy=policy)
         scalars = {parameter for parameter in step.parameters() if parameter.ndim == 0}  # FSDP2 cannot split them
         for scalar in scalars:
             scalar.data = scalar.data.to(self.device)
-        whole = MixedPrecisionPolicy(cast_forward_inputs=False)
         fully_shard(step, mesh=mesh, mp_policy=whole, ignored_params=scalars)
         for module in step.modules():
             if isinstance(module, FSDPModule):
