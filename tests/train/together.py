@@ -3,7 +3,9 @@
 A module of its own, because a spawned process must be able to import what it runs.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,31 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import save_file
 
+import toys
+from opsin import families, weights
+from opsin.errors import MediaError, OpsinError
+from opsin.families.blip2 import TINY_RETRIEVER
+from opsin.match import PairEncoder
+from opsin.spec.qformer import TextControls
 from opsin.spec.recipe import RunConfig
-from opsin.train import run
-from train.toy import tensors_of, tiny_model, two_sources
+from opsin.text.messages import Conversation
+from opsin.text.tokenizer import load_tokenizer
+from opsin.train import Loss, StopRequest, checkpoint, next_token, run, train_stage
+from opsin.train.stage1 import CaptionPairs, stage1
+from train.toy import DrawnSource, stage, tensors_of, tiny_model, two_sources, two_stages
+
+MIXTURES = {"frozen tower": ["connector", "decoder"], "decoder": ["decoder"], "all": ["vision", "connector", "decoder"]}
+"""What trains while pictures and text alone mix."""
 
 
 def start(size: int, work: Callable[..., None], folder: Path, *arguments: Any) -> None:
     """Run work(rank, folder, *arguments) in `size` processes that know one another; raises what one of them raised."""
     folder.mkdir(parents=True, exist_ok=True)
-    mp.start_processes(_process, (size, work, folder, *arguments), nprocs=size, start_method="spawn")
-    (folder / "meet").unlink(missing_ok=True)
+    if size == 1:
+        work(0, folder, *arguments)
+    else:
+        mp.start_processes(_process, (size, work, folder, *arguments), nprocs=size, start_method="spawn")
+        (folder / "meet").unlink(missing_ok=True)
 
 
 def _process(rank: int, size: int, work: Callable[..., None], folder: Path, *arguments: Any) -> None:
@@ -36,7 +53,111 @@ def _process(rank: int, size: int, work: Callable[..., None], folder: Path, *arg
         dist.destroy_process_group()
 
 
-def whole_run(rank: int, folder: Path, config: RunConfig) -> None:
-    """The run of two stages to its end; every process leaves the model that it ends with."""
-    result = run(config, model=tiny_model(folder / str(rank)), sources=two_sources())
+def adamw_stages(output: Path, **changes: Any) -> RunConfig:
+    """`two_stages` with AdamW alone: Muon makes much of differences in rounding, and the curve is to be compared."""
+    data = two_stages(output, **changes).model_dump(mode="json")
+    data["stages"][1]["optim"] = {"kind": "adamw", "lr": 1e-3, "weight_decay": 0.1}
+    return RunConfig.parse(data, where="test")
+
+
+def whole_run(rank: int, folder: Path, config: RunConfig, stop_after: int | None = None) -> None:
+    """A run of two stages; every process leaves the model that it ends with and the samples that it read."""
+    stop, sources, rows = StopRequest(), two_sources(), []
+
+    def on_row(row: Any) -> None:
+        rows.append(row)
+        if len(rows) == stop_after and rank == 0:  # one process is asked; all stop
+            stop.make()
+
+    result = run(config, model=tiny_model(folder / str(rank)), sources=sources, on_row=on_row, stop=stop)
     save_file(tensors_of(result.model), folder / f"{rank}.safetensors")
+    asked = [place for name in ("first", "second") for place in sources[name].asked]  # type: ignore[attr-defined]
+    (folder / f"{rank}.json").write_text(json.dumps({"status": result.status, "steps": result.steps, "asked": asked}))
+
+
+def mixtures(rank: int, folder: Path, names: list[str]) -> None:
+    """Steps in which some processes have pictures and others have text alone, or nothing, for many models."""
+    losses = {}
+    for family in names:
+        for what, trainable in MIXTURES.items():
+            model = tiny_model(folder / str(rank), family)
+            # Steps of 4, 4 and 1 samples, of which 9 have two of text alone.
+            rows = train_stage(
+                model.vlm,
+                stage(trainable=trainable, batch={"samples": 4, "micro_samples": 1}),
+                DrawnSource(9),
+                tokenizer=model.tokenizer,
+            )
+            losses[f"{family}, {what}"] = [(row["loss"], row["grad_norm"], row["image_tokens"]) for row in rows]
+    (folder / f"{rank}.json").write_text(json.dumps(losses))
+
+
+@contextmanager
+def told(rank: int, folder: Path) -> Iterator[None]:
+    """Leave the error that ends what is inside in a file."""
+    try:
+        yield
+    except OpsinError as error:
+        (folder / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def not_finite(rank: int, folder: Path, config: RunConfig) -> None:
+    """One sample's loss is infinite in the second stage."""
+
+    def objective(vlm: Any, batch: Any) -> Loss:
+        loss = next_token(vlm, batch)
+        return Loss(loss.total * float("inf"), loss.count) if "picture 12" in batch.names else loss
+
+    with told(rank, folder):
+        whole = {"sources": two_sources(), "objectives": {"second": objective}}
+        run(config, model=tiny_model(folder / str(rank)), **whole)
+
+
+class BadPicture(DrawnSource):
+    """One sample cannot be read."""
+
+    def sample(self, index: int, epoch: int) -> Conversation:
+        if index == 12:
+            raise MediaError("picture 12 is damaged")
+        return super().sample(index, epoch)
+
+
+def unreadable(rank: int, folder: Path, config: RunConfig) -> None:
+    with told(rank, folder):
+        sources = {**two_sources(), "second": BadPicture(18)}
+        run(config, model=tiny_model(folder / str(rank)), sources=sources)
+
+
+def full_disk(rank: int, folder: Path, config: RunConfig) -> None:
+    """The disk of the second process is full at the third checkpoint."""
+    real, calls = checkpoint.save_file, []
+
+    def save(*arguments: Any) -> None:
+        calls.append(1)
+        if rank == 1 and len(calls) == 6:
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    checkpoint.save_file = save
+    with told(rank, folder):
+        run(config, model=tiny_model(folder / str(rank)), sources=two_sources())
+
+
+def pairs_compared(rank: int, folder: Path) -> None:
+    """BLIP-2's stage 1, whose last step has 3 pairs for all processes."""
+    config = TINY_RETRIEVER.replace(controls=TextControls(first="<s>", last="</s>", caption="<unk>"))
+    encoder = PairEncoder(config, load_tokenizer(toys.tokenizer_folder(folder / str(rank) / "tokenizer")))
+    parts = ["norm_features", "queries", "qformer", "words", "positions", "vision_proj", "text_proj", "itm_head"]
+    retriever = weights.build_retriever(config, seed=4)
+    rows = train_stage(
+        retriever,
+        stage(trainable=[*parts, "captions", "temperature"], batch={"samples": 6, "form": "pad"}),
+        CaptionPairs(DrawnSource(9, with_text=False), encoder),
+        objective=stage1(encoder.caption_id),
+    )
+    assert retriever.temperature is not None
+    left = {"losses": [row["loss"] for row in rows], "temperature": float(retriever.temperature)}
+    (folder / f"{rank}.json").write_text(json.dumps(left))
+
+
+FAMILIES = [family.name for family in families.FAMILIES]

@@ -111,18 +111,22 @@ class CheckpointStore:
 
     @contextmanager
     def _writing(self, world: World, final: Path, temporary: Path) -> Iterator[None]:
-        """A part of saving that all processes end together."""
-        with world.agreed():
-            try:
-                yield
-            except (OSError, SafetensorError) as error:
+        """A part of saving that all processes end together; what there is of the checkpoint is deleted when it fails."""
+        try:
+            with world.agreed():
+                try:
+                    yield
+                except (OSError, SafetensorError) as error:
+                    complete = [folder.name for folder in self._folders() if not self.problem(folder)]
+                    last = f"the last complete one is {complete[-1]}" if complete else "there is none yet"
+                    raise TrainError(
+                        f"checkpoint {final} could not be written: {error}. The run stops here; {last}. Make room, or "
+                        "correct what is wrong with the folder, and give the same command again: it goes on from there."
+                    ) from None
+        except TrainError:
+            if world.is_first:
                 shutil.rmtree(temporary, ignore_errors=True)
-                complete = [folder.name for folder in self._folders() if not self.problem(folder)]
-                last = f"the last complete one is {complete[-1]}" if complete else "there is none yet"
-                raise TrainError(
-                    f"checkpoint {final} could not be written: {error}. The run stops here; {last}. Make room, or "
-                    "correct what is wrong with the folder, and give the same command again: it goes on from there."
-                ) from None
+            raise
 
     def _verify_and_tidy(self, final: Path) -> None:
         problem = self.problem(final)

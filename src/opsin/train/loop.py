@@ -215,8 +215,11 @@ class StageLoop:
         if not any(names):
             names = self.world.lists([name for one in done for name in one.names])
         tensors = list(dict.fromkeys(name for each in self.world.lists(bad) for name in each))
-        concerned = [_listed(each) if self.world.size == 1 else f"{_listed(each)} (process {rank})"
-                     for rank, each in enumerate(names) if each]
+        concerned = [
+            _listed(each) if self.world.size == 1 else f"{_listed(each)} (process {rank})"
+            for rank, each in enumerate(names)
+            if each
+        ]
         return (TrainError if self.world.size == 1 else TogetherError)(
             f"stage {self.stage.name!r}, step {self.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}. "
             f"Nothing was updated. Samples of the passes concerned: {'; '.join(concerned)}."

@@ -27,6 +27,7 @@ from opsin.encode import Encoded
 from opsin.errors import OpsinError, TrainError
 from opsin.nn.batch import Batch
 from opsin.nn.decoder import DecoderLayer
+from opsin.nn.qformer import QFormerLayer
 from opsin.nn.vision import VisionLayer
 from opsin.train.blocks import blocks_of, elementwise
 from opsin.train.objectives import Objective
@@ -125,7 +126,9 @@ class World:
         if any(texts):
             first = next(rank for rank, text in enumerate(texts) if text)
             common = len(set(texts)) == 1
-            raise TogetherError(texts[first] if common else f"process {first} of {self.size}: {texts[first]}") from error
+            raise TogetherError(
+                texts[first] if common else f"process {first} of {self.size}: {texts[first]}"
+            ) from error
 
     def rounds(self, groups: Iterator[list[Encoded]]) -> Iterator[tuple[list[Encoded] | None, bool]]:
         """The passes of a step, those of all processes beside one another.
@@ -159,6 +162,8 @@ class World:
         # Inputs are not cast: as on one process, autocast decides the arithmetic of every operation.
         whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks_of(step.module):
+            if isinstance(block, QFormerLayer):  # small, and stage 1 runs each several times with different parts
+                continue
             policy = whole
             if low is not None and isinstance(block, VisionLayer | DecoderLayer):
                 fully_shard(elementwise(block), mesh=mesh, mp_policy=whole)  # autocast reads these in float32
