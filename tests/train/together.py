@@ -4,6 +4,10 @@ A module of its own, because a spawned process must be able to import what it ru
 """
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import yaml
 from safetensors.torch import save_file
 
 import toys
@@ -160,4 +165,57 @@ def pairs_compared(rank: int, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(left))
 
 
+def torchrun(folder: Path, *arguments: str, size: int = 2) -> subprocess.Popen:
+    """The command of the documentation, with its output in one pipe."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), *arguments]
+    # Tests may be started with signals ignored, which children inherit; a shell's Ctrl-C reaches a group of its own.
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def write_project(folder: Path) -> None:
+    """A run file of one stage, `run.yaml`, and all it needs."""
+    toys.tokenizer_folder(folder / "tokenizer")
+    (folder / "images").mkdir()
+    records = []
+    for number in range(12):
+        toys.picture((40, 30), seed=number).save(folder / "images" / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "abc" * (number + 1)}]
+        records.append({"id": number, "image": f"{number}.png", "conversations": turns})
+    (folder / "data.json").write_text(json.dumps(records))
+    tune = {
+        "name": "tune",
+        "trainable": ["connector", "decoder"],
+        "data": [{"path": "data.json", "image_root": "images"}],
+        "batch": {"samples": 4},
+        "optim": {"kind": "adamw", "lr": 1e-3},
+        "steps": 100,
+    }
+    settings = {"init": "random", "tokenizer": "tokenizer", "output": "out", "device": "cpu", "log_every": 1}
+    (folder / "run.yaml").write_text(yaml.safe_dump({"model": "llava-1.5-tiny", **settings, "stages": [tune]}))
+
+
 FAMILIES = [family.name for family in families.FAMILIES]
+
+
+def main(folder: Path) -> None:
+    """What torchrun starts where processes are killed: `two_stages`, saying who runs and how far it is."""
+
+    def on_row(row: Any) -> None:
+        print(row["stage"], row["step"], flush=True)
+
+    torch.set_num_threads(1)
+    print("process", os.environ["RANK"], os.getpid(), flush=True)
+    run(two_stages(folder / "out"), model=tiny_model(folder / os.environ["RANK"]), sources=two_sources(), on_row=on_row)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -19,8 +19,8 @@ def train(
     """Train a model by a recipe: all its stages, one after the other.
 
     One YAML file says everything about a run. The same command goes on with a run that was stopped or that crashed, to
-    the same bits; under torchrun it trains on several GPUs or machines. Ctrl-C (or SIGTERM) ends the current step, saves, and exits with code 130 (143); once more stops at
-    once.
+    the same bits. Ctrl-C (or SIGTERM) ends the current step, saves, and exits with code 130 (143); once more stops at
+    once. Under torchrun the same command trains on several GPUs or machines (docs/distributed.md).
 
         opsin train
 

@@ -158,8 +158,8 @@ class RunConfig(Spec):
     device: str = "auto"
     """`auto` takes a GPU where there is one; otherwise a torch device such as `cpu` or `cuda:1`."""
     activations: Literal["keep", "recompute"] = "keep"
-    """`recompute`: what a block computes is forgotten and computed again when its gradient is due. Same numbers, about a
-    third slower, and the memory of one block in place of all."""
+    """`recompute`: what a block computes is forgotten, and computed again when its gradient is due. The same numbers in
+    less memory, for about a third more time."""
     compile: bool = False
     """torch.compile on each block: equal but for rounding. Worth its start-up time on a GPU, for long runs."""
     workers: int = Field(default=2, ge=0)

@@ -31,10 +31,9 @@ def elementwise(block: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def prepared_blocks(module: nn.Module, *, recompute: bool, compiled: bool) -> Iterator[None]:
-    """Inside, blocks run as a run's `activations` and `compile` say. Names of tensors stay, and results but for rounding.
+    """Inside, blocks run as the settings `activations` and `compile` say. The names of tensors stay as they are.
 
-    recompute: what a block computes is forgotten and computed again when its gradient is due; random numbers are the
-    same then.
+    recompute: what a block computes is forgotten, and computed again when its gradient is due, to the same bits.
     """
     chosen = blocks_of(module) if recompute or compiled else []
     try:

@@ -111,7 +111,7 @@ class CheckpointStore:
 
     @contextmanager
     def _writing(self, world: World, final: Path, temporary: Path) -> Iterator[None]:
-        """A part of saving that all processes end together; what there is of the checkpoint is deleted when it fails."""
+        """A part of saving that all processes end together. Where it fails, the unfinished checkpoint is deleted."""
         try:
             with world.agreed():
                 try:

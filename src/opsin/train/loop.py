@@ -44,7 +44,7 @@ class Row(TypedDict):
     """Learning rate of each group of tensors."""
     samples: int
     passes: int
-    """How many times the model ran on each process: the samples of a step are cut into passes (gradient accumulation)."""
+    """How many times the model ran, in each process: the samples of a step are cut into passes (accumulation)."""
     tokens: int
     image_tokens: int
     supervised: int
@@ -181,9 +181,9 @@ class StageLoop:
         """A sample for a process that has none left while others have."""
         if getattr(self._step.objective, "compares_samples", False):
             raise TrainError(
-                f"stage {self.stage.name!r}, step {self.step + 1}: its objective compares the samples of all processes, "
-                f"but process {self.world.rank} of {self.world.size} has none left while others have. Take batch.samples "
-                "that the number of processes divides, and no micro_samples or micro_tokens."
+                f"stage {self.stage.name!r}, step {self.step + 1}: its objective compares the samples of all "
+                f"processes, but process {self.world.rank} of {self.world.size} has none left while others have. Take "
+                "batch.samples that the number of processes divides, and no micro_samples or micro_tokens."
             )
         return self.feed.load(*self.feed.step_samples(self.step)[0])
 

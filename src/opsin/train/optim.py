@@ -112,7 +112,7 @@ class Optimizer:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave, or this process' part of it. Raises TrainError unless it belongs to exactly these tensors."""
+        """Take over what `state` gave, or this process' rows of it. Raises TrainError where it is of other tensors."""
         owners = {name: o for group in self.groups for name in group.names for o in [self._optimizers[group.algorithm]]}
         found = {key.split("/", 1)[1] for key in state}
         if found != set(owners):

@@ -2,9 +2,9 @@
 
 The rest of the trainer sees a `World`. One process is a world in which every question is answered at once.
 
-Two rules keep processes together. Whatever one of them meets (an error, a signal, a number that is not finite) is told to
-all before anything is written or updated. And all run the same modules in the same order: where one has no sample left in
-a round, or no picture while others have some, it runs a stand-in that counts for nothing.
+Two rules keep processes together. Whatever one of them meets (an error, a signal, a number that is not finite) is told
+to all before anything is written or updated. And all run the same modules in the same order: where one has no sample
+left in a round, or no picture while others have some, it runs a stand-in that counts for nothing.
 """
 
 import copy
@@ -241,8 +241,8 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 def open_world(device: torch.device) -> Iterator[World]:
     """The processes that torchrun, or whoever set up torch.distributed, has started; one where nobody did.
 
-    device: of the run; each process takes the GPU of its own number on its machine. Raises TrainError inside when another
-    process is gone.
+    device: of the run; each process takes the GPU of its own number on its machine. What waits for a process that is
+    gone raises TrainError.
     """
     started = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:

@@ -107,7 +107,8 @@ def run(
 ) -> RunResult:
     """Train all stages, or what is left of them when `config.output` holds an unfinished run of the same config.
 
-    A run that goes on gives the same bits as one that was never interrupted. Under torchrun all processes train together.
+    A run that goes on gives the same bits as one that was never interrupted. Under torchrun all processes train
+    together.
     model: what to start from, trained in place; by default what `config.model` and `config.init` say.
     sources, objectives: by stage name, instead of the stage's `data` and of `next_token`.
     on_row: called after each step. reporter: where progress is shown. stop: asks to stop after the current step.
@@ -217,7 +218,7 @@ class _Run:
         return loop.step
 
     def _join(self, empty: nn.Module | None) -> None:
-        """Whole tensors again, where processes hold parts: the stage's model can be saved, and the next be split anew."""
+        """Make tensors whole again where processes hold parts: to save the stage's model, and to split it anew."""
         if empty is not None:
             empty.load_state_dict(whole_state(self.model.vlm), assign=True)
             assert isinstance(empty, VLM)
