@@ -197,7 +197,7 @@ def write_project(folder: Path) -> None:
         "data": [{"path": "data.json", "image_root": "images"}],
         "batch": {"samples": 4},
         "optim": {"kind": "adamw", "lr": 1e-3},
-        "steps": 100,
+        "steps": 40,
     }
     settings = {"init": "random", "tokenizer": "tokenizer", "output": "out", "device": "cpu", "log_every": 1}
     (folder / "run.yaml").write_text(yaml.safe_dump({"model": "llava-1.5-tiny", **settings, "stages": [tune]}))

@@ -241,19 +241,21 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 def open_world(device: torch.device) -> Iterator[World]:
     """The processes that torchrun, or whoever set up torch.distributed, has started; one where nobody did.
 
-    device: of the run; each process takes the GPU of its own number on its machine. What waits for a process that is
-    gone raises TrainError.
+    device: of the run; under torchrun each process takes the GPU of its own number on its machine. What waits for a
+    process that is gone raises TrainError.
     """
     started = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
     if started:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         if not dist.is_initialized() or dist.get_world_size() == 1:
             yield World(device)
             return
+        if device.type == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
         try:
             yield World(device, dist.new_group(backend="gloo", timeout=TIMEOUT))
         except RuntimeError as error:
