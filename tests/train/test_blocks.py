@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from opsin.nn.mask import CAUSAL
 from opsin.train import run, train_stage
 from opsin.train.blocks import blocks_of, prepared_blocks
 from train.test_runs import log_of
@@ -43,17 +44,11 @@ def test_what_blocks_keep_for_the_gradient_becomes_less(tmp_path):
             prepared_blocks(model.vlm, recompute=recompute, compiled=False),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
-            out = model.vlm.decoder(x, positions=torch.arange(64)[None, :, None], mask=_causal())
+            out = model.vlm.decoder(x, positions=torch.arange(64)[None, :, None], mask=CAUSAL)
         assert out.requires_grad
         return sum(size for place, size in sizes.items() if place not in weights)
 
     assert saved_bytes(recompute=True) < saved_bytes(recompute=False) / 4
-
-
-def _causal():
-    from opsin.nn.mask import CAUSAL
-
-    return CAUSAL
 
 
 def test_blocks_are_as_before_when_training_ends(tmp_path):

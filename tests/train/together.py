@@ -209,12 +209,15 @@ FAMILIES = [family.name for family in families.FAMILIES]
 def main(folder: Path) -> None:
     """What torchrun starts where processes are killed: `two_stages`, saying who runs and how far it is."""
 
+    rank = os.environ["RANK"]
+
     def on_row(row: Any) -> None:
-        print(row["stage"], row["step"], flush=True)
+        if rank == "0":
+            print(f"{row['stage']} {row['step']}\n", end="", flush=True)
 
     torch.set_num_threads(1)
-    print("process", os.environ["RANK"], os.getpid(), flush=True)
-    run(two_stages(folder / "out"), model=tiny_model(folder / os.environ["RANK"]), sources=two_sources(), on_row=on_row)
+    print(f"process {rank} {os.getpid()}\n", end="", flush=True)
+    run(two_stages(folder / "out"), model=tiny_model(folder / rank), sources=two_sources(), on_row=on_row)
 
 
 if __name__ == "__main__":

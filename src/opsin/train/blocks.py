@@ -43,7 +43,7 @@ def prepared_blocks(module: nn.Module, *, recompute: bool, compiled: bool) -> It
                 forward = partial(checkpoint, forward, use_reentrant=False)
             if compiled:
                 forward = torch.compile(forward)
-            block.forward = forward  # type: ignore[method-assign]
+            block.forward = forward
         yield
     finally:
         for block in chosen:

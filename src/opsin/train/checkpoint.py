@@ -220,7 +220,8 @@ def _rows(pieces: list[Any], rows: Callable[[int], slice]) -> Tensor:
         return pieces[0][...]
     counts = [piece.get_shape()[0] for piece in pieces]
     start, stop, _ = rows(sum(counts)).indices(sum(counts))
-    found, begin = [], 0
+    found: list[Tensor] = []
+    begin = 0
     for piece, count in zip(pieces, counts, strict=True):
         first, last = max(start, begin), min(stop, begin + count)
         if first < last or (not found and piece is pieces[-1]):

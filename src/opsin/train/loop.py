@@ -18,6 +18,7 @@ from opsin.data.order import derive_seed
 from opsin.data.passes import passes
 from opsin.encode import Encoded
 from opsin.errors import TrainError
+from opsin.nn.vlm import VLM
 from opsin.train.blocks import prepared_blocks
 from opsin.train.objectives import Objective
 from opsin.train.optim import Optimizer, rate_factor
@@ -118,8 +119,8 @@ class StageLoop:
         started, waited = time.perf_counter(), stream.seconds
         samples = self.feed.step_samples(self.step)
         groups = passes(islice(stream, len(self.world.share(samples))), self.stage.batch)
-        purpose = ("step", self.step, *([self.world.rank] if self.world.rank else []))
-        with reproducible(self.device, derive_seed(self.feed.seed, self.stage.name, *purpose)):
+        others = [self.world.rank] if self.world.rank else []  # each process draws its own numbers
+        with reproducible(self.device, derive_seed(self.feed.seed, self.stage.name, "step", self.step, *others)):
             done = [self._one_pass(group, pictures) for group, pictures in self.world.rounds(groups)]
             total, *counts = self.world.sums(
                 float(torch.stack([one.total for one in done]).double().sum()),
@@ -160,7 +161,7 @@ class StageLoop:
         if samples is None:
             samples = [self._stand_in()]
         batch = (pack if self.stage.batch.form == "pack" else pad)(samples)
-        if pictures and batch.patches is None:
+        if pictures and batch.patches is None and isinstance(self.module, VLM):
             batch = with_blank_picture(batch, self.module.config)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             total, count = self._step(batch.to(self.device))
