@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
 
-from opsin.data.order import generator, length_grouped, modality_grouped, permutation
+from opsin.data.order import generator, modality_grouped, permutation
 from opsin.data.passes import check_sample
 from opsin.data.source import Grouped, Source
 from opsin.encode import Encoded
@@ -39,9 +39,9 @@ class Feed:
         self.source, self.stage, self.encode, self.max_tokens, self.seed = source, stage, encode, max_tokens, seed
         if not len(source):
             raise DataError("the data is empty")
-        if stage.sampler != "shuffle" and not isinstance(source, Grouped):
+        if stage.sampler == "modality_length" and not isinstance(source, Grouped):
             raise DataError(
-                f"the {stage.sampler} sampler needs the lengths of samples; {type(source).__name__} has no "
+                f"the modality_length sampler needs the lengths of samples; {type(source).__name__} has no "
                 "modality_lengths()"
             )
         self._order = lru_cache(maxsize=2)(self.order)
@@ -65,12 +65,12 @@ class Feed:
         if self.stage.sampler == "shuffle":
             return permutation(len(self.source), self.seed, *purpose)
         assert isinstance(self.source, Grouped)
-        lengths, random = self.source.modality_lengths(epoch), generator(self.seed, *purpose)
-        # world_size 1: the step's samples as a whole are what counts, however they are cut into passes.
-        if self.stage.sampler == "length":
-            lengths = [abs(length) for length in lengths]
-            return length_grouped(lengths, batch_size=self.stage.batch.samples, world_size=1, random=random)
-        return modality_grouped(lengths, batch_size=self.stage.batch.samples, world_size=1, random=random)
+        return modality_grouped(
+            self.source.modality_lengths(epoch),
+            batch_size=self.stage.batch.samples,
+            world_size=1,  # the step's samples as a whole are what counts, however they are cut into passes
+            random=generator(self.seed, *purpose),
+        )
 
     def step_samples(self, step: int) -> list[tuple[int, int]]:
         """(index, epoch) of the samples of one step, from 0."""

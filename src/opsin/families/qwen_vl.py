@@ -182,7 +182,7 @@ QWEN_VL = Family(
     "arXiv:2308.12966",
     presets=PRESETS,
     tiny=TINY,
-    recipes=(),
+    recipes=("qwen-vl/pretrain", "qwen-vl/multitask", "qwen-vl/chat", "qwen-vl/finetune"),
     matches=lambda hub: hub.get("model_type") == "qwen" and "visual" in hub,
     accepts=lambda config: (
         config.connector.kind == "resampler"

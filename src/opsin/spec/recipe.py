@@ -122,9 +122,8 @@ class Stage(Spec):
     """Longest conversation, pictures included; the model's own limit when not given."""
     overlong: Literal["error", "truncate"] = "error"
     """A longer conversation stops the run, or loses its end. A picture is never cut."""
-    sampler: Literal["shuffle", "length", "modality_length"] = "shuffle"
-    """`length`: steps of similar lengths; `modality_length`: and of one kind (with pictures or without), as LLaVA groups
-    them."""
+    sampler: Literal["shuffle", "modality_length"] = "shuffle"
+    """`modality_length`: steps of one kind (with pictures or without) and of similar lengths, as LLaVA groups them."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """How likely the vision tower's last block is left out for a tile, rising evenly from 0 at its first (InternVL)."""
     batch: BatchSize
