@@ -20,6 +20,7 @@ from opsin.spec.model import VLMConfig
 from opsin.spec.qformer import RetrieverConfig
 from opsin.spec.recipe import PARTS, RANDOM, PartSources, RunConfig, Stage
 from opsin.spec.resolution import Squash
+from opsin.spec.rules import Layout
 from opsin.text.messages import Conversation
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.objectives import Objective, next_token
@@ -30,6 +31,7 @@ from opsin.weights.config import describe, read_json
 from opsin.weights.init import on_meta as meta_vlm
 from opsin.weights.retrieval import describe_retriever, load_retriever_part
 from opsin.weights.retrieval import on_meta as meta_retriever
+from opsin.weights.rules import Renamer
 
 NO_LIMIT = 2**31
 """Longest prompt of the encoder while training: the stage's own limit decides there, which may shorten instead."""
@@ -62,8 +64,22 @@ def on_meta(model: Described) -> nn.Module:
 
 def stage_trainable(module: nn.Module, model: Described | None, stage: Stage) -> Trainable:
     """What a stage trains of a module."""
-    idle = idle_tensors(module, stage_config(model, stage)) if isinstance(model, VLMConfig) else {}
+    idle: dict[str, str] = {}
+    if isinstance(model, VLMConfig):
+        idle = idle_tensors(module, stage_config(model, stage)) | _constants(
+            module, families.family_of(model).layouts(model)
+        )
+    elif model is not None:
+        retrieval = next(each.retrieval for each in families.FAMILIES if each.retrieval is not None)
+        idle = _constants(module, retrieval.layouts(model))
     return choose(module, stage.trainable, idle=idle)
+
+
+def _constants(module: nn.Module, layouts: Sequence[Layout]) -> dict[str, str]:
+    """Tensors that the authors' own layout does not store, because they never change, with the reason."""
+    renamers = [Renamer(layout) for layout in layouts[:1]]
+    fills = [(name, renamer.fills(name)) for renamer in renamers for name, _ in module.named_parameters()]
+    return {name: fill.reason for name, fill in fills if fill is not None}
 
 
 def published_samples(stage: Stage) -> int | None:
