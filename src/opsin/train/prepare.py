@@ -66,9 +66,8 @@ def stage_trainable(module: nn.Module, model: Described | None, stage: Stage) ->
     """What a stage trains of a module."""
     idle: dict[str, str] = {}
     if isinstance(model, VLMConfig):
-        idle = idle_tensors(module, stage_config(model, stage)) | _constants(
-            module, families.family_of(model).layouts(model)
-        )
+        idle = _constants(module, families.family_of(model).layouts(model))
+        idle |= idle_tensors(module, stage_config(model, stage))
     elif model is not None:
         retrieval = next(each.retrieval for each in families.FAMILIES if each.retrieval is not None)
         idle = _constants(module, retrieval.layouts(model))

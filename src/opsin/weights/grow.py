@@ -45,17 +45,18 @@ def put(own: Mapping[str, Tensor], name: str, tensor: Tensor) -> None:
 
     Words: surplus rows are left behind; rows that are new keep their random numbers where they are read and become the
     mean of the others where they are written (InternVL's internvl_chat_finetune.py). Positions are resized, as LAVIS
-    does it: bicubic, the class token's kept.
+    does it: bicubic, the class token's kept where the tower has one.
     """
     target = own[name]
     if target.shape == tensor.shape:
         target.copy_(tensor)
         return
     if name == POSITIONS:
-        first = len(tensor) - math.isqrt(len(tensor)) ** 2
-        side = math.isqrt(len(target) - first)
-        target[:first].copy_(tensor[:first])
-        target[first:].copy_(resize_table(tensor[first:].float(), (side, side)))
+        # A table of a square has one row more where a class token stands in front.
+        first, kept = (len(table) - math.isqrt(len(table)) ** 2 for table in (tensor, target))
+        side = math.isqrt(len(target))
+        target[:kept].copy_(tensor[:kept])
+        target[kept:].copy_(resize_table(tensor[first:].float(), (side, side)))
         return
     count = min(len(target), len(tensor))
     target[:count].copy_(tensor[:count])
