@@ -25,6 +25,9 @@ class DataFile(Spec):
     """Only the first so many records."""
     repeat: float = Field(default=1, gt=0)
     """How often the file is seen per epoch: 2.5 is two passes, and a random half that changes with the epoch."""
+    count: int | None = Field(default=None, ge=1)
+    """How many samples the published data had. It decides nothing: a dry run counts with it where the file is not
+    there."""
 
 
 class BatchSize(Spec):
