@@ -16,6 +16,8 @@ from opsin.data.source import Source, open_data
 from opsin.encode import Encoded, Encoder
 from opsin.errors import ConfigError, DataError, OpsinError
 from opsin.match import PairEncoder
+from opsin.nn.retriever import Retriever
+from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.qformer import RetrieverConfig
 from opsin.spec.recipe import PARTS, RANDOM, PartSources, RunConfig, Stage
@@ -57,7 +59,7 @@ def describe_run(config: RunConfig) -> Described:
     return describe_retriever(config.model) if config.compares else describe_model(config.model)
 
 
-def on_meta(model: Described) -> nn.Module:
+def on_meta(model: Described) -> VLM | Retriever:
     """The model without storage."""
     return meta_retriever(model) if isinstance(model, RetrieverConfig) else meta_vlm(model)
 
@@ -82,9 +84,11 @@ def _constants(module: nn.Module, layouts: Sequence[Layout]) -> dict[str, str]:
 
 
 def published_samples(stage: Stage) -> int | None:
-    """Samples per epoch by the published counts; None where some are not known."""
-    counts = [file.count and round(file.count * file.repeat) for file in stage.data]
-    return sum(filter(None, counts)) if counts and all(counts) else None
+    """Samples of an epoch by the published counts; None where one of the files has none."""
+    counts = [file.count if file.limit is None else min(file.limit, file.count or file.limit) for file in stage.data]
+    if not counts or any(count is None for count in counts):
+        return None
+    return sum(round(file.repeat * (count or 0)) for file, count in zip(stage.data, counts, strict=True))
 
 
 def describe_model(name: str) -> VLMConfig:
