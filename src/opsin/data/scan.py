@@ -135,22 +135,25 @@ class JsonScan:
         if self._ended:
             return False
         pending = len(self._decode.getstate()[0])
-        newline = self._text.rfind("\n", 0, self._at)
-        self._indent = self._at - newline - 1 if newline >= 0 else self._indent + self._at
-        self._text, self._at = self._text[self._at :], 0
-        chunk = self._file.read(max(CHUNK, len(self._text)))  # at least doubled: a long value is tried again few times
-        self._read_to += len(chunk)
+        # At least doubled, so that a long value is tried again few times.
+        chunk = self._file.read(max(CHUNK, len(self._text) - self._at))
+        self._ended = not chunk
         try:
-            self._text += self._decode.decode(chunk, final=not chunk)
+            decoded = self._decode.decode(chunk, final=self._ended)
         except UnicodeDecodeError as error:
-            byte = self._read_to - len(chunk) - pending + error.start
-            line = self.line + self._text.count("\n") + error.object.count(b"\n", 0, error.start)
+            byte = self._read_to - pending + error.start
+            line = self.line + self._text.count("\n", self._at) + error.object.count(b"\n", 0, error.start)
             problem = Problem(
                 f"{self.path} line {line}", "encoding", f"byte {byte} is no UTF-8", "save the file as UTF-8"
             )
             raise BadRecord(problem) from None
-        self._ended = not chunk
-        return bool(chunk)
+        if self._ended:
+            return False
+        self._read_to += len(chunk)
+        newline = self._text.rfind("\n", 0, self._at)
+        self._indent = self._at - newline - 1 if newline >= 0 else self._indent + self._at
+        self._text, self._at = self._text[self._at :] + decoded, 0
+        return True
 
     def _error(self, message: str, line: int, column: int | None = None) -> BadRecord:
         at = f"line {line}" if column is None else f"line {line}, column {column}"
