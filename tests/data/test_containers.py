@@ -236,11 +236,11 @@ def test_an_arrow_dataset_on_disk_is_mapped(tmp_path: Path) -> None:
 
 def test_objects_of_the_datasets_package_are_sources(tmp_path: Path) -> None:
     """Needs the package, which opsin itself does not."""
-    datasets = pytest.importorskip("datasets")
-    made = datasets.Dataset.from_list(
-        [{"image": {"bytes": png(n), "path": None}, "text": f"no. {n}"} for n in range(9)]
-    )
-    made = made.cast_column("image", datasets.Image()).shuffle(seed=0)
+    arrow, datasets = pytest.importorskip("pyarrow"), pytest.importorskip("datasets")
+    rows = [{"image": {"bytes": png(number), "path": None}, "text": f"no. {number}"} for number in range(9)]
+    info = datasets.DatasetInfo(features=datasets.Features(image=datasets.Image(), text=datasets.Value("string")))
+    made = datasets.Dataset(arrow.Table.from_pylist(rows).cast(info.features.arrow_schema), info=info, fingerprint="a")
+    made = made.shuffle(seed=0, new_fingerprint="b")
     source = DatasetSource(made)
     check_any_order(source, length=9)
     number = int(source.sample(3, 0).messages[1].text.split()[1])
