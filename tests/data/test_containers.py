@@ -4,6 +4,7 @@ import io
 import json
 import random
 import tarfile
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ def test_a_list_is_read_up_to_where_it_breaks(tmp_path: Path) -> None:
     assert [str(problem) for problem in source.problems()] == [
         f"{path} line 3, column 13: record 3 is not JSON: Expecting ':' delimiter"
     ]
+
+
+def test_a_million_records_would_take_megabytes_not_gigabytes(tmp_path: Path) -> None:
+    """Only places are kept: a record of two kilobytes costs some tens of bytes."""
+    record = {"messages": [{"role": "user", "content": "Hi " * 600}, {"role": "assistant", "content": "Yes"}]}
+    path = write_json(tmp_path / "x.jsonl", [record] * 3000)
+    tracemalloc.start()
+    source = FileSource(path)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source) == 3000
+    assert kept / 3000 < 60
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------
