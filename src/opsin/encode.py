@@ -5,19 +5,22 @@ taught, which row fills it, where does it come from) is decided here, once, and 
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opsin.errors import MediaError, MessageError, OpsinError
-from opsin.media.image import DEFAULT_LIMITS, ImageMode, Limits, check_plan, open_image
+from opsin.media.image import DEFAULT_LIMITS, ImageMode, Limits, check_plan, image_size, open_image
 from opsin.media.prepare import Kernels, PreparedImage, prepare, prepare_video
 from opsin.media.video import Video, open_video
 from opsin.spec.model import VLMConfig
-from opsin.spec.plan import ImagePlan
+from opsin.spec.native import Native
+from opsin.spec.plan import ImagePlan, Size
 from opsin.spec.positions import token_positions
 from opsin.text.messages import Conversation
+from opsin.text.objects import spell
 from opsin.text.render import ControlSpan, ImageSpan, Span, render
 from opsin.text.tokenise import tokenise
 from opsin.text.tokenizer import Tokenizer
@@ -106,17 +109,23 @@ class Encoder:
         picture = open_image(
             conversation.images[index], mode=self.image_mode, limits=self.limits, name=f"image {index + 1}"
         )
+        config, notes = self.config, picture.notes
+        if conversation.max_pixels is not None:
+            if isinstance(config.resolution, Native):
+                config = _shrunk(config, config.resolution, conversation.max_pixels)
+            else:
+                notes += (f"its max_pixels, {conversation.max_pixels}, does not count: this model sets sizes itself",)
         try:
-            plan = self.config.plan(picture.size, num_images=len(conversation.images))
+            plan = config.plan(picture.size, num_images=len(conversation.images))
         except OpsinError as error:
             raise type(error)(f"{picture.name}: {error}") from None
         check_plan(plan, self.limits, picture.name)
         if self.pixels == "exact":
-            return prepare(picture, plan, self.config.vision), picture.notes
+            return prepare(picture, plan, self.config.vision), notes
         from opsin.nn.pixels import FAST_ERROR, Pixels
 
         prepared = prepare(picture, plan, self.config.vision, kernels=Pixels("pillow"))
-        return prepared, (*picture.notes, f"{picture.name} is resized in the fast way: {FAST_ERROR}")
+        return prepared, (*notes, f"{picture.name} is resized in the fast way: {FAST_ERROR}")
 
     def prepare_video(self, conversation: Conversation, index: int) -> tuple[PreparedImage, tuple[str, ...]]:
         """Open and plan video `index` of the conversation, decode the frames that are shown, and prepare them."""
@@ -133,6 +142,11 @@ class Encoder:
         if video.times:
             shown += f", from {video.times[plan.frames[0]]:.2f} s to {video.times[plan.frames[-1]]:.2f} s"
         return prepared, (*video.notes, shown)
+
+    def _size(self, conversation: Conversation, index: int) -> Size:
+        """Size of picture `index`, which boxes on it count from, as it will be opened."""
+        source = conversation.images[index]
+        return image_size(source, mode=self.image_mode, limits=self.limits, name=f"image {index + 1}")
 
     def _plan_video(self, video: Video) -> ImagePlan:
         """The plan of a video, checked before its frames are decoded, which takes much longer."""
@@ -154,7 +168,8 @@ class Encoder:
         return plan
 
     def _encode(self, conversation: Conversation, mode: Mode) -> Encoded:
-        spans = render(self.config.chat, conversation.messages, mode=mode)
+        chat = self.config.chat
+        spans = render(chat, spell(conversation.messages, chat.grounding, partial(self._size, conversation)), mode=mode)
         text = tokenise(spans, self.tokenizer)
         shown = [(entry, span) for entry, _ in text.images if isinstance(span := spans[text.spans[entry]], ImageSpan)]
         _check_marks(conversation, [span for _, span in shown])
@@ -197,6 +212,12 @@ class Encoder:
             name=conversation.id,
             notes=tuple(note for _, notes in opened for note in notes),
         )
+
+
+def _shrunk(config: VLMConfig, resolution: Native, max_pixels: int) -> VLMConfig:
+    """The description with a lower bound for its pictures."""
+    most = min(max_pixels, resolution.max_pixels)
+    return config.model_copy(update={"resolution": resolution.replace(max_pixels=most)})
 
 
 def _begins_decoder(span: Span) -> bool:
