@@ -1,18 +1,14 @@
 """From encoded samples to passes through the model: what a sample must be, and which samples go together."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Literal
 
 from opsin.encode import Encoded
 from opsin.errors import DataError
 from opsin.spec.recipe import BatchSize
 
 
-def check_sample(encoded: Encoded, *, max_tokens: int, overlong: Literal["error", "truncate"]) -> Encoded:
-    """The sample, shortened where the stage allows it. Raises DataError, naming it, when it cannot be trained on."""
-    if encoded.num_tokens > max_tokens:
-        encoded = _shorten(encoded, max_tokens, overlong)
+def check_taught(encoded: Encoded, *, max_tokens: int) -> Encoded:
+    """The sample. Raises DataError, naming it, when it teaches nothing."""
     # The first token has nothing before it to be predicted from.
     if not encoded.supervised[1:].any():
         raise DataError(
@@ -20,25 +16,6 @@ def check_sample(encoded: Encoded, *, max_tokens: int, overlong: Literal["error"
             f"or were cut off at {max_tokens} tokens. Leave it out of the data."
         )
     return encoded
-
-
-def _shorten(encoded: Encoded, max_tokens: int, overlong: Literal["error", "truncate"]) -> Encoded:
-    counts = (
-        f"sample {encoded.name!r} takes {encoded.num_tokens} tokens ({encoded.num_image_tokens} of them of "
-        f"{len(encoded.images)} pictures); the stage's limit is {max_tokens}"
-    )
-    if overlong == "error":
-        raise DataError(f"{counts}. Raise max_tokens, or set overlong: truncate to cut the ends of such conversations.")
-    if encoded.num_image_tokens and encoded.slots[-1] >= max_tokens:
-        raise DataError(f"{counts}, and cutting there would cut a picture. Raise max_tokens, or leave the sample out.")
-    kept = slice(max_tokens)
-    return replace(
-        encoded,
-        ids=encoded.ids[kept],
-        supervised=encoded.supervised[kept],
-        positions=encoded.positions[kept],
-        token_spans=encoded.token_spans[kept],
-    )
 
 
 def passes(samples: Iterable[Encoded], batch: BatchSize) -> Iterator[list[Encoded]]:

@@ -38,6 +38,14 @@ class Grouped(Protocol):
 
 
 @runtime_checkable
+class Placed(Protocol):
+    """A source that can say where a sample stands, even one that it cannot give."""
+
+    def where(self, index: int, epoch: int) -> str:
+        """The sample's place for messages: file, record, line."""
+
+
+@runtime_checkable
 class Fingerprinted(Protocol):
     """A source that can tell whether it still gives the same samples, so that a run does not go on with others."""
 
@@ -79,6 +87,10 @@ class FileSource:
     def sample(self, index: int, epoch: int) -> Conversation:
         """The same conversation in every epoch."""
         return self._conversation(self.file.records[index])
+
+    def where(self, index: int, epoch: int) -> str:
+        """File, record and line of a conversation."""
+        return self.file.where(self.file.records[index])
 
     def modality_lengths(self, epoch: int) -> Sequence[int]:
         """Words of each conversation, negative without pictures."""
@@ -135,6 +147,12 @@ class Mixture:
         """Sources one after the other; the sampler shuffles."""
         number, local = self._find(index, epoch)
         return self.sources[number].sample(local, epoch)
+
+    def where(self, index: int, epoch: int) -> str:
+        """Where the source says that it stands, or its number there."""
+        number, local = self._find(index, epoch)
+        source = self.sources[number]
+        return source.where(local, epoch) if isinstance(source, Placed) else f"source {number} sample {local}"
 
     def modality_lengths(self, epoch: int) -> Sequence[int]:
         """Lengths of all sources' samples, in the order of `sample`."""

@@ -94,7 +94,8 @@ def prepare_stage(
             source = open_data(stage.data, seed=seed)
         limit = stage.max_tokens or (NO_LIMIT if model is None else model.decoder.max_positions)
         encode = _encoder(config, tokenizer)
-        feed = Feed(source, stage, encode=encode, max_tokens=limit, seed=seed)
+        smaller = [_encoder(each, tokenizer) for each in _smaller(config)] if stage.overlong == "shrink_picture" else []
+        feed = Feed(source, stage, encode=encode, max_tokens=limit, seed=seed, smaller=smaller)
     except OpsinError as error:
         raise type(error)(f"stage {stage.name!r}: {error}") from None
     return PreparedStage(stage, feed, trainable)
@@ -144,6 +145,19 @@ def _encoder(config: VLMConfig | None, tokenizer: Tokenizer | None) -> Callable[
         return refuse
     unlimited = config.replace(decoder=config.decoder.replace(max_positions=NO_LIMIT))
     return partial(Encoder(unlimited, tokenizer).encode, mode="train")
+
+
+def _smaller(config: VLMConfig | None) -> list[VLMConfig]:
+    """The description with ever smaller pictures. Raises ConfigError where all pictures take as many tokens."""
+    if config is None:
+        raise ConfigError("overlong: shrink_picture needs a model that reads pictures; choose another rule")
+    rules = config.resolution.smaller()
+    if not rules:
+        raise ConfigError(
+            f"overlong: shrink_picture does not help: with resolution {config.resolution.kind} every picture takes the "
+            "same number of tokens. Choose drop, truncate, trim_turns or trim_oldest_turns"
+        )
+    return [config.replace(resolution=rule) for rule in rules]
 
 
 def tokenizer_name(config: RunConfig) -> str | None:
