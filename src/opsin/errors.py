@@ -11,6 +11,12 @@ from difflib import get_close_matches
 class OpsinError(ValueError):
     """Base of every error that a user can cause."""
 
+    def __init__(self, message: str = "", *, kind: str = "", fix: str = "") -> None:
+        """kind: what is wrong, in a word that stays the same whatever the message says. fix: what to do, which the
+        text ends with."""
+        super().__init__(f"{message}; {fix}" if fix else message)
+        self.message, self.kind, self.fix = message, kind, fix
+
 
 class ConfigError(OpsinError):
     """A model description, run file or override that does not hold together."""
