@@ -4,6 +4,7 @@ Text, pictures and the model's description meet here only. Everything that later
 taught, which row fills it, where does it come from) is decided here, once, and carried along as data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,11 +16,11 @@ from opsin.media.image import DEFAULT_LIMITS, ImageMode, Limits, check_plan, ope
 from opsin.media.prepare import Kernels, PreparedImage, prepare, prepare_video
 from opsin.media.video import Video, open_video
 from opsin.spec.model import VLMConfig
-from opsin.spec.plan import ImagePlan
+from opsin.spec.plan import ImagePlan, Size
 from opsin.spec.positions import token_positions
 from opsin.text.messages import Conversation
 from opsin.text.render import ControlSpan, ImageSpan, Span, render
-from opsin.text.tokenise import tokenise
+from opsin.text.tokenise import TokenisedText, tokenise
 from opsin.text.tokenizer import Tokenizer
 
 Mode = Literal["prompt", "train"]
@@ -67,6 +68,17 @@ class Encoded:
         return int(self.supervised.sum())
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How long a conversation is, known without decoding what it shows."""
+
+    num_tokens: int
+    num_image_tokens: int
+    """Tokens that pictures and videos take."""
+    num_supervised: int
+    """Tokens that training teaches; the first token of all, which nothing comes before, does not count."""
+
+
 class Encoder:
     """Encodes conversations for one model: the same object in chat, training, evaluation and serving."""
 
@@ -99,18 +111,32 @@ class Encoder:
         except OpsinError as error:
             if not conversation.id:
                 raise
-            raise type(error)(f"conversation {conversation.id!r}: {error}") from None
+            raise type(error)(
+                f"conversation {conversation.id!r}: {error.message}", kind=error.kind, fix=error.fix
+            ) from None
+
+    def measure(self, conversation: Conversation, sizes: Sequence[Size], *, mode: Mode = "train") -> Measure:
+        """What `encode` would give, in numbers. sizes: of its pictures. Videos are opened, but not decoded.
+
+        Raises like `encode`, except for what only decoding shows and for `max_positions`.
+        """
+        _, text, shown = self._read(conversation, mode)
+        num_slots = 0
+        for _, span in shown:
+            if span.kind == "video":
+                source, limits = conversation.videos[span.index], self.limits
+                plan = self._plan_video(open_video(source, mode=self.image_mode, limits=limits, name="video"))
+            else:
+                plan = self._plan_image(sizes[span.index], f"image {span.index + 1}", len(conversation.images))
+            num_slots += plan.num_slots
+        return Measure(len(text.ids) - len(shown) + num_slots, num_slots, sum(text.supervised[1:]))
 
     def prepare_image(self, conversation: Conversation, index: int) -> tuple[PreparedImage, tuple[str, ...]]:
         """Open, plan and prepare picture `index` of the conversation; notes say what was done on the way in."""
         picture = open_image(
             conversation.images[index], mode=self.image_mode, limits=self.limits, name=f"image {index + 1}"
         )
-        try:
-            plan = self.config.plan(picture.size, num_images=len(conversation.images))
-        except OpsinError as error:
-            raise type(error)(f"{picture.name}: {error}") from None
-        check_plan(plan, self.limits, picture.name)
+        plan = self._plan_image(picture.size, picture.name, len(conversation.images))
         if self.pixels == "exact":
             return prepare(picture, plan, self.config.vision), picture.notes
         from opsin.nn.pixels import FAST_ERROR, Pixels
@@ -134,6 +160,14 @@ class Encoder:
             shown += f", from {video.times[plan.frames[0]]:.2f} s to {video.times[plan.frames[-1]]:.2f} s"
         return prepared, (*video.notes, shown)
 
+    def _plan_image(self, size: Size, name: str, num_images: int) -> ImagePlan:
+        try:
+            plan = self.config.plan(size, num_images=num_images)
+        except OpsinError as error:
+            raise type(error)(f"{name}: {error.message}", kind=error.kind or "media_ratio", fix=error.fix) from None
+        check_plan(plan, self.limits, name)
+        return plan
+
     def _plan_video(self, video: Video) -> ImagePlan:
         """The plan of a video, checked before its frames are decoded, which takes much longer."""
         try:
@@ -153,11 +187,18 @@ class Encoder:
             )
         return plan
 
-    def _encode(self, conversation: Conversation, mode: Mode) -> Encoded:
+    def _read(
+        self, conversation: Conversation, mode: Mode
+    ) -> tuple[list[Span], TokenisedText, list[tuple[int, ImageSpan]]]:
+        """Spans, tokens, and what is shown with its place among the tokens."""
         spans = render(self.config.chat, conversation.messages, mode=mode)
         text = tokenise(spans, self.tokenizer)
         shown = [(entry, span) for entry, _ in text.images if isinstance(span := spans[text.spans[entry]], ImageSpan)]
         _check_marks(conversation, [span for _, span in shown])
+        return spans, text, shown
+
+    def _encode(self, conversation: Conversation, mode: Mode) -> Encoded:
+        spans, text, shown = self._read(conversation, mode)
         opened = [
             (self.prepare_image if span.kind == "image" else self.prepare_video)(conversation, span.index)
             for _, span in shown
@@ -172,7 +213,8 @@ class Encoder:
             raise MessageError(
                 f"the conversation takes {total} tokens ({total - num_image} of text, {num_image} of {len(images)} "
                 f"pictures), but the model was trained for {self.config.decoder.max_positions}. Shorten the text or "
-                "leave out pictures."
+                "leave out pictures.",
+                kind="too_long",
             )
         # Expand each picture's one entry to its slots; everything else keeps its one place.
         is_image = np.zeros(len(text.ids), np.bool_)

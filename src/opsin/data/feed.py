@@ -167,6 +167,7 @@ class Feed:
                 sample=index,
                 why="dropped" if dropped else "skipped",
                 where=self._where(index, epoch),
+                kind=reason.kind or "other",
                 reason=str(reason),
                 replacement=found,
                 replacement_where=loaded.sample.name,

@@ -22,6 +22,8 @@ class LeftOut(TypedDict):
     """`skipped`: bad. `dropped`: too long, where the stage drops what is."""
     where: str
     """File, record and line."""
+    kind: str
+    """What was wrong, in one word (`data.defects`)."""
     reason: str
     replacement: int
     """Number of the sample that took its place."""

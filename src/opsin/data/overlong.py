@@ -24,6 +24,9 @@ Encode = Callable[[Conversation], Encoded]
 class TooLong(DataError):
     """A sample that is too long for its stage."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, kind="too_long")
+
 
 def fit(
     encoded: Encoded,

@@ -13,7 +13,8 @@ def check_taught(encoded: Encoded, *, max_tokens: int) -> Encoded:
     if not encoded.supervised[1:].any():
         raise DataError(
             f"sample {encoded.name!r} has no token to learn among its {encoded.num_tokens}: its answers are empty, "
-            f"or were cut off at {max_tokens} tokens. Leave it out of the data."
+            f"or were cut off at {max_tokens} tokens. Leave it out of the data.",
+            kind="nothing_taught",
         )
     return encoded
 
