@@ -26,6 +26,17 @@ from opsin.text.tokenizer import Tokenizer
 Mode = Literal["prompt", "train"]
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How long a conversation is, which can be known without decoding what it shows."""
+
+    num_tokens: int
+    num_image_tokens: int
+    """Tokens that pictures and videos take."""
+    num_supervised: int
+    """Tokens that training teaches; the first token of all, which nothing comes before, does not count."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Encoded:
     """One conversation as the model will see it. T tokens, S picture slots, A position axes."""
@@ -67,16 +78,10 @@ class Encoded:
         """Tokens that training teaches."""
         return int(self.supervised.sum())
 
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """How long a conversation is, known without decoding what it shows."""
-
-    num_tokens: int
-    num_image_tokens: int
-    """Tokens that pictures and videos take."""
-    num_supervised: int
-    """Tokens that training teaches; the first token of all, which nothing comes before, does not count."""
+    @property
+    def measure(self) -> Measure:
+        """Its length in numbers."""
+        return Measure(self.num_tokens, self.num_image_tokens, int(self.supervised[1:].sum()))
 
 
 class Encoder:

@@ -172,13 +172,13 @@ def test_a_long_sample_is_an_error_or_loses_its_end():
     with pytest.raises(DataError, match="cutting there would cut a picture"):
         fit(long, None, max_tokens=4, overlong="truncate")
     with pytest.raises(DataError, match=r"'the long one' has no token to learn .* cut off at 8 tokens"):
-        check_taught(fit(long, None, max_tokens=8, overlong="truncate"), max_tokens=8)
+        check_taught(long.name, fit(long, None, max_tokens=8, overlong="truncate").measure, 8)
 
 
 def test_a_sample_whose_only_taught_token_comes_first_cannot_be_learnt():
     first = replace(fake(3, supervised=0), supervised=np.array([True, False, False]))
     with pytest.raises(DataError, match="no token to learn among its 3"):
-        check_taught(first, max_tokens=10)
+        check_taught("s", first.measure, 10)
 
 
 def test_conversations_beyond_the_models_own_limit_are_left_to_the_stage(tmp_path):

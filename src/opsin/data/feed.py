@@ -132,7 +132,8 @@ class Feed:
             encode=self.encode,
             smaller=self.smaller,
         )
-        return Loaded(check_taught(sample, max_tokens=self.max_tokens), shortened=sample is not whole)
+        check_taught(sample.name, sample.measure, self.max_tokens)
+        return Loaded(sample, shortened=sample is not whole)
 
     def reserve(self, index: int, epoch: int) -> Iterator[int]:
         """Samples that may stand in for one, in the order in which they are tried.

@@ -11,9 +11,9 @@
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
-from opsin.encode import Encoded
+from opsin.encode import Encoded, Measure
 from opsin.errors import DataError
 from opsin.spec.recipe import Overlong
 from opsin.text.messages import Conversation, ImagePart, MediaPart, Message, Part, TextPart
@@ -24,8 +24,16 @@ Encode = Callable[[Conversation], Encoded]
 class TooLong(DataError):
     """A sample that is too long for its stage."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, kind="too_long")
+
+def too_long(name: str, measure: Measure, max_tokens: int, why: str = "") -> TooLong:
+    """The error for a sample, by its name. why: what was tried; by default what could be."""
+    named = f"sample {name!r}" if name else "it"
+    advice = ". Raise max_tokens, or let overlong say what to do: drop, truncate, trim_turns or shrink_picture."
+    return TooLong(
+        f"{named} takes {measure.num_tokens} tokens ({measure.num_image_tokens} of them of pictures); the stage's limit "
+        f"is {max_tokens}{why or advice}",
+        kind="too_long",
+    )
 
 
 def fit(
@@ -44,19 +52,15 @@ def fit(
     """
     if encoded.num_tokens <= max_tokens:
         return encoded
-    counts = (
-        f"sample {encoded.name!r} takes {encoded.num_tokens} tokens ({encoded.num_image_tokens} of them of "
-        f"{len(encoded.images)} pictures); the stage's limit is {max_tokens}"
-    )
+    refuse = partial(too_long, encoded.name, encoded.measure, max_tokens)
     if overlong in ("error", "drop"):
-        raise TooLong(
-            f"{counts}. Raise max_tokens, or let overlong say what to do: drop, truncate, trim_turns, "
-            "trim_oldest_turns or shrink_picture."
-        )
+        raise refuse()
     if overlong == "truncate":
-        return _truncate(encoded, max_tokens, counts)
+        if encoded.num_image_tokens and encoded.slots[-1] >= max_tokens:
+            raise refuse(", and cutting there would cut a picture. Raise max_tokens, or leave the sample out.")
+        return _truncate(encoded, max_tokens)
     if conversation is None or encode is None:
-        raise TooLong(f"{counts}. Its source gives tokens, not a conversation, so overlong: {overlong} has no turns.")
+        raise refuse(f". Its source gives tokens, not a conversation, so overlong: {overlong} has no turns.")
     if overlong == "shrink_picture":
         tries: list[Callable[[], Encoded]] = [_later(each, conversation) for each in smaller]
         least = "even with the smallest pictures"
@@ -65,7 +69,7 @@ def fit(
         least = "even with one exchange alone"
     found = _first_that_fits(tries, max_tokens)
     if isinstance(found, int):
-        raise TooLong(f"{counts}, and {least} it takes {found or encoded.num_tokens}. Raise max_tokens.")
+        raise refuse(f", and {least} it takes {found or encoded.num_tokens}. Raise max_tokens.")
     note = f"shortened from {encoded.num_tokens} tokens ({overlong}, limit {max_tokens})"
     return replace(found, name=encoded.name, notes=(*found.notes, note))
 
@@ -129,9 +133,7 @@ def _first_that_fits(tries: Sequence[Callable[[], Encoded]], max_tokens: int) ->
     return made(len(tries) - 1).num_tokens if tries else 0
 
 
-def _truncate(encoded: Encoded, max_tokens: int, counts: str) -> Encoded:
-    if encoded.num_image_tokens and encoded.slots[-1] >= max_tokens:
-        raise TooLong(f"{counts}, and cutting there would cut a picture. Raise max_tokens, or leave the sample out.")
+def _truncate(encoded: Encoded, max_tokens: int) -> Encoded:
     kept = slice(max_tokens)
     return replace(
         encoded,

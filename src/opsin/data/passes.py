@@ -2,21 +2,20 @@
 
 from collections.abc import Iterable, Iterator
 
-from opsin.encode import Encoded
+from opsin.encode import Encoded, Measure
 from opsin.errors import DataError
 from opsin.spec.recipe import BatchSize
 
 
-def check_taught(encoded: Encoded, *, max_tokens: int) -> Encoded:
-    """The sample. Raises DataError, naming it, when it teaches nothing."""
-    # The first token has nothing before it to be predicted from.
-    if not encoded.supervised[1:].any():
+def check_taught(name: str, measure: Measure, max_tokens: int) -> None:
+    """Raise DataError for a sample, by its name, that teaches nothing."""
+    if not measure.num_supervised:
+        named = f"sample {name!r}" if name else "it"
         raise DataError(
-            f"sample {encoded.name!r} has no token to learn among its {encoded.num_tokens}: its answers are empty, "
-            f"or were cut off at {max_tokens} tokens. Leave it out of the data.",
+            f"{named} has no token to learn among its {measure.num_tokens}: its answers "
+            f"are empty, or were cut off at {max_tokens} tokens. Leave it out of the data.",
             kind="nothing_taught",
         )
-    return encoded
 
 
 def passes(samples: Iterable[Encoded], batch: BatchSize) -> Iterator[list[Encoded]]:

@@ -94,7 +94,7 @@ def prepare_stage(
             source = open_data(stage.data, seed=seed)
         limit = stage.max_tokens or (NO_LIMIT if model is None else model.decoder.max_positions)
         encode = _encoder(config, tokenizer)
-        smaller = [_encoder(each, tokenizer) for each in _smaller(config)] if stage.overlong == "shrink_picture" else []
+        smaller = smaller_pictures(config, tokenizer) if stage.overlong == "shrink_picture" else []
         feed = Feed(source, stage, encode=encode, max_tokens=limit, seed=seed, smaller=smaller)
     except OpsinError as error:
         raise type(error)(f"stage {stage.name!r}: {error}") from None
@@ -133,6 +133,11 @@ def check_names(config: RunConfig, given: Mapping[str, object], what: str) -> No
             raise ConfigError(f"{what} are given for stage {name!r}, but the stages are {', '.join(names)}")
 
 
+def training_encoder(config: VLMConfig, tokenizer: Tokenizer) -> Encoder:
+    """The encoder of a stage, which leaves long conversations to the stage's own limit."""
+    return Encoder(config.replace(decoder=config.decoder.replace(max_positions=NO_LIMIT)), tokenizer)
+
+
 def _encoder(config: VLMConfig | None, tokenizer: Tokenizer | None) -> Callable[[Conversation], Encoded]:
     if config is None or tokenizer is None:
 
@@ -143,12 +148,11 @@ def _encoder(config: VLMConfig | None, tokenizer: Tokenizer | None) -> Callable[
             )
 
         return refuse
-    unlimited = config.replace(decoder=config.decoder.replace(max_positions=NO_LIMIT))
-    return partial(Encoder(unlimited, tokenizer).encode, mode="train")
+    return partial(training_encoder(config, tokenizer).encode, mode="train")
 
 
-def _smaller(config: VLMConfig | None) -> list[VLMConfig]:
-    """The description with ever smaller pictures. Raises ConfigError where all pictures take as many tokens."""
+def smaller_pictures(config: VLMConfig | None, tokenizer: Tokenizer | None) -> list[Callable[[Conversation], Encoded]]:
+    """Ways to encode with ever smaller pictures. Raises ConfigError where all pictures take as many tokens."""
     if config is None:
         raise ConfigError("overlong: shrink_picture needs a model that reads pictures; choose another rule")
     rules = config.resolution.smaller()
@@ -157,7 +161,7 @@ def _smaller(config: VLMConfig | None) -> list[VLMConfig]:
             f"overlong: shrink_picture does not help: with resolution {config.resolution.kind} every picture takes the "
             "same number of tokens. Choose drop, truncate, trim_turns or trim_oldest_turns"
         )
-    return [config.replace(resolution=rule) for rule in rules]
+    return [_encoder(config.replace(resolution=rule), tokenizer) for rule in rules]
 
 
 def tokenizer_name(config: RunConfig) -> str | None:
