@@ -4,21 +4,24 @@ Text, pictures and the model's description meet here only. Everything that later
 taught, which row fills it, where does it come from) is decided here, once, and carried along as data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opsin.errors import MediaError, MessageError, OpsinError
-from opsin.media.image import DEFAULT_LIMITS, ImageMode, Limits, check_plan, open_image
+from opsin.media.image import DEFAULT_LIMITS, ImageMode, Limits, check_plan, image_size, open_image
 from opsin.media.prepare import Kernels, PreparedImage, prepare, prepare_video
 from opsin.media.video import Video, open_video
 from opsin.spec.model import VLMConfig
+from opsin.spec.native import Native
 from opsin.spec.plan import ImagePlan, Size
 from opsin.spec.positions import token_positions
 from opsin.text.messages import Conversation
+from opsin.text.objects import spell
 from opsin.text.render import ControlSpan, ImageSpan, Span, render
 from opsin.text.tokenise import TokenisedText, tokenise
 from opsin.text.tokenizer import Tokenizer
@@ -125,14 +128,14 @@ class Encoder:
 
         Raises like `encode`, except for what only decoding shows and for `max_positions`.
         """
-        _, text, shown = self._read(conversation, mode)
+        _, text, shown = self._read(conversation, mode, lambda index: sizes[index])
         num_slots = 0
         for _, span in shown:
             if span.kind == "video":
                 source, limits = conversation.videos[span.index], self.limits
                 plan = self._plan_video(open_video(source, mode=self.image_mode, limits=limits, name="video"))
             else:
-                plan = self._plan_image(sizes[span.index], f"image {span.index + 1}", len(conversation.images))
+                plan = self._plan_image(sizes[span.index], f"image {span.index + 1}", conversation)
             num_slots += plan.num_slots
         return Measure(len(text.ids) - len(shown) + num_slots, num_slots, sum(text.supervised[1:]))
 
@@ -141,13 +144,16 @@ class Encoder:
         picture = open_image(
             conversation.images[index], mode=self.image_mode, limits=self.limits, name=f"image {index + 1}"
         )
-        plan = self._plan_image(picture.size, picture.name, len(conversation.images))
+        notes = picture.notes
+        if conversation.max_pixels is not None and not isinstance(self.config.resolution, Native):
+            notes += (f"its max_pixels, {conversation.max_pixels}, does not count: this model sets sizes itself",)
+        plan = self._plan_image(picture.size, picture.name, conversation)
         if self.pixels == "exact":
-            return prepare(picture, plan, self.config.vision), picture.notes
+            return prepare(picture, plan, self.config.vision), notes
         from opsin.nn.pixels import FAST_ERROR, Pixels
 
         prepared = prepare(picture, plan, self.config.vision, kernels=Pixels("pillow"))
-        return prepared, (*picture.notes, f"{picture.name} is resized in the fast way: {FAST_ERROR}")
+        return prepared, (*notes, f"{picture.name} is resized in the fast way: {FAST_ERROR}")
 
     def prepare_video(self, conversation: Conversation, index: int) -> tuple[PreparedImage, tuple[str, ...]]:
         """Open and plan video `index` of the conversation, decode the frames that are shown, and prepare them."""
@@ -165,13 +171,21 @@ class Encoder:
             shown += f", from {video.times[plan.frames[0]]:.2f} s to {video.times[plan.frames[-1]]:.2f} s"
         return prepared, (*video.notes, shown)
 
-    def _plan_image(self, size: Size, name: str, num_images: int) -> ImagePlan:
+    def _plan_image(self, size: Size, name: str, conversation: Conversation) -> ImagePlan:
+        config = self.config
         try:
-            plan = self.config.plan(size, num_images=num_images)
+            if conversation.max_pixels is not None and isinstance(config.resolution, Native):
+                config = _shrunk(config, config.resolution, conversation.max_pixels)
+            plan = config.plan(size, num_images=len(conversation.images))
         except OpsinError as error:
             raise type(error)(f"{name}: {error.message}", kind=error.kind or "media_ratio", fix=error.fix) from None
         check_plan(plan, self.limits, name)
         return plan
+
+    def _size(self, conversation: Conversation, index: int) -> Size:
+        """Size of picture `index`, which boxes on it count from, as it will be opened."""
+        source = conversation.images[index]
+        return image_size(source, mode=self.image_mode, limits=self.limits, name=f"image {index + 1}")
 
     def _plan_video(self, video: Video) -> ImagePlan:
         """The plan of a video, checked before its frames are decoded, which takes much longer."""
@@ -193,17 +207,18 @@ class Encoder:
         return plan
 
     def _read(
-        self, conversation: Conversation, mode: Mode
+        self, conversation: Conversation, mode: Mode, size_of: Callable[[int], Size]
     ) -> tuple[list[Span], TokenisedText, list[tuple[int, ImageSpan]]]:
-        """Spans, tokens, and what is shown with its place among the tokens."""
-        spans = render(self.config.chat, conversation.messages, mode=mode)
+        """Spans, tokens, and what is shown with its place among the tokens. size_of: of pictures that have boxes."""
+        chat = self.config.chat
+        spans = render(chat, spell(conversation.messages, chat.grounding, size_of), mode=mode)
         text = tokenise(spans, self.tokenizer)
         shown = [(entry, span) for entry, _ in text.images if isinstance(span := spans[text.spans[entry]], ImageSpan)]
         _check_marks(conversation, [span for _, span in shown])
         return spans, text, shown
 
     def _encode(self, conversation: Conversation, mode: Mode) -> Encoded:
-        spans, text, shown = self._read(conversation, mode)
+        spans, text, shown = self._read(conversation, mode, partial(self._size, conversation))
         opened = [
             (self.prepare_image if span.kind == "image" else self.prepare_video)(conversation, span.index)
             for _, span in shown
@@ -244,6 +259,12 @@ class Encoder:
             name=conversation.id,
             notes=tuple(note for _, notes in opened for note in notes),
         )
+
+
+def _shrunk(config: VLMConfig, resolution: Native, max_pixels: int) -> VLMConfig:
+    """The description with a lower bound for its pictures. Raises ConfigError where it is below the least."""
+    most = min(max_pixels, resolution.max_pixels)
+    return config.model_copy(update={"resolution": resolution.replace(max_pixels=most)})
 
 
 def _begins_decoder(span: Span) -> bool:

@@ -12,8 +12,6 @@ import toys
 from data import seeded
 from opsin.cli.app import run as main
 from opsin.data.files import FileSource
-from opsin.data.source import open_lenient
-from opsin.spec.recipe import DataFile
 from train.toy import two_stages
 
 ROOT = Path(__file__).parents[2]

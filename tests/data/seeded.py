@@ -18,7 +18,7 @@ from PIL import Image
 import toys
 
 NUM_PICTURES = 40
-WORDS = "red green blue small large round square near far left right above below tree house boat lamp cat dog".split()
+WORDS = ("red", "green", "blue", "small", "large", "round", "near", "far", "left", "right", "tree", "house", "boat")
 
 
 def clean(number: int, folder: Path) -> dict[str, Any]:
@@ -72,6 +72,8 @@ class Seed:
     """Changes a clean record with a picture and two exchanges, or returns what stands in its place: bytes are written
     as they are."""
     needs_model: bool = False
+    also: tuple[str, ...] = ()
+    """What else is wrong with such a record."""
 
 
 def _talk(record: dict[str, Any], place: int, value: Any) -> None:
@@ -150,12 +152,12 @@ SEEDS = (
     Seed("a byte of Latin-1", "encoding", _raw(lambda text: text.replace("thing", "th\u00efng").encode("latin-1"))),
     Seed("NaN", "not_finite", _raw(lambda text: text[:-1] + ', "score": NaN}')),
     Seed("a key twice", "duplicate_key", _raw(lambda text: text[:-1] + ', "image": "pictures/1.jpg"}')),
-    Seed("a number", "shape", lambda record: 17),
+    Seed("a number", "turns", lambda record: 17),
     Seed("no conversation", "shape", _rename("conversations", "talk")),
     Seed("a misspelt key", "unknown_key", _misspelt_key),
     Seed("another shape", "mixed_shapes", _messages),
     Seed("no messages", "turns", _turns(lambda talk: [])),
-    Seed("messages as a text", "turns", _turns(lambda talk: json.dumps(talk))),
+    Seed("messages as a text", "turns", _turns(lambda talk: "What is it?")),
     Seed("a message that is a text", "turn", _turns(lambda talk: [talk[0], "It is red."])),
     Seed("a message without a text", "turn", _turns(lambda talk: [talk[0], {"from": "gpt"}])),
     Seed("an unknown speaker", "role", _turns(lambda talk: [talk[0], {**talk[1], "from": "bot"}])),
@@ -166,9 +168,9 @@ SEEDS = (
     Seed("a mark without a picture", "marks", _say(0, "<image>\n<image>\nWhat is it?")),
     Seed("two keys for pictures", "keys", _set("images", [PATH + "1.jpg"])),
     Seed("a picture that is a number", "picture", _set("image", 7)),
-    Seed("a missing picture", "media_missing", _set("image", PATH + "nowhere.jpg")),
-    Seed("a folder as picture", "media_missing", _set("image", "pictures")),
-    Seed("a web address", "media_address", _set("image", "https://example.com/a.jpg")),
+    Seed("a missing picture", "picture_missing", _set("image", PATH + "nowhere.jpg")),
+    Seed("a folder as picture", "picture_missing", _set("image", "pictures")),
+    Seed("a web address", "address", _set("image", "https://example.com/a.jpg")),
     Seed("broken base64", "media_data", _set("image", "data:image/png;base64,@@@@")),
     Seed("an empty picture", "media_empty", _set("image", PATH + "empty.jpg")),
     Seed("a web page as picture", "media_format", _set("image", PATH + "page.jpg")),
@@ -183,13 +185,13 @@ SEEDS = (
     Seed("an empty answer", "empty_answer", _say(1, " ")),
     Seed("an empty question", "empty_question", _say(2, "")),
     Seed("no last answer", "no_answer", _turns(lambda talk: talk[:-1])),
-    Seed("a mark that shows nothing", "mark_text", _lost_mark),
+    Seed("a mark that shows nothing", "mark_text", _lost_mark, also=("mixed_shapes",)),
     Seed("a box outside", "box", _objects([[10, 10, 5000, 30]])),
     Seed("a box of three numbers", "box", _objects([[10, 10, 30]])),
     Seed("a box upside down in the text", "box_text", _say(1, "It is at [0.9, 0.2, 0.1, 0.7].")),
     Seed("boxes without marks", "marks", lambda record: record.update(objects={"bbox": [[1, 1, 5, 5]]})),
     Seed("two questions in a row", "order", _turns(lambda talk: [talk[0], *talk[2:]]), True),
-    Seed("no question", "order", _turns(lambda talk: [{"from": "gpt", "value": "It is red."}]), True),
+    Seed("no question", "order", _turns(lambda talk: [{"from": "system", "value": "<image>"}, talk[1]]), True),
     Seed("a late system message", "order", _turns(lambda talk: [*talk, {"from": "system", "value": "Be kind."}]), True),
     Seed("a picture in an answer", "order", _turns(_picture_in_answer), True),
     Seed("too long", "too_long", _say(1, "It is red. " * 4000), True),

@@ -1,14 +1,13 @@
 """`opsin data convert`: any shape in, the neutral form out."""
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from opsin.data.source import open_lenient
+from opsin.data.check import open_file
 from opsin.errors import ConfigError, DataError, OpsinError
 from opsin.media.source import DEFAULT_LIMITS, read, sniff
 from opsin.spec.recipe import DataFile
@@ -31,7 +30,7 @@ def convert_files(files: Sequence[str], to: Path, image_root: str | None) -> tup
     try:
         with temporary.open("w", encoding="utf-8") as out:
             for path in files:
-                source = open_lenient(DataFile(path=path, image_root=image_root))
+                source = open_file(DataFile(path=path, image_root=image_root))
                 for index in range(len(source)):
                     sample = source.sample(index, 0)
                     assert isinstance(sample, Conversation), "files hold conversations"
@@ -59,7 +58,7 @@ class _Keeper:
         """A path as text; a list of paths for the frames of a video."""
         if isinstance(source, tuple):
             return [self.place(frame) for frame in source]
-        if isinstance(source, Path) or (isinstance(source, str) and not source[:5].lower() == "data:"):
+        if isinstance(source, Path) or (isinstance(source, str) and source[:5].lower() != "data:"):
             path = Path(source).resolve()
             return path.relative_to(self.home).as_posix() if path.is_relative_to(self.home) else str(path)
         if isinstance(source, str | bytes):

@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from opsin.cli._datasets import Dataset
-from opsin.data.check import DataCheck, Totals, fix, severity
+from opsin.data.check import DataCheck, Totals, fix, open_file, severity
 from opsin.data.defects import defect
 from opsin.data.problems import Problem
-from opsin.data.source import open_lenient
 from opsin.errors import OpsinError
 from opsin.spec.recipe import DataFile
 
@@ -40,11 +39,11 @@ def check_all(datasets: Sequence[Dataset], held_out: Sequence[str], image_root: 
     for dataset in datasets:
         check = DataCheck(dataset.rules)
         for path in held_out:
-            check.hold_out(open_lenient(DataFile(path=path, image_root=image_root)))
+            check.hold_out(open_file(DataFile(path=path, image_root=image_root)))
         problems: list[Problem] = []
         for file in dict.fromkeys(dataset.files):
             try:
-                problems += check.check(open_lenient(file))
+                problems += check.check(open_file(file))
             except OpsinError as error:
                 problems.append(Problem.of(error, file.path, kind="file"))
         found.append(Findings(dataset, tuple(problems), check.totals))
@@ -133,8 +132,8 @@ def _describe(totals: Totals) -> list[str]:
     lines = [f"{totals.records:,} records, {totals.pictures:,} different pictures{videos}"]
     if totals.tokens:
         lines.append(
-            f"{numbers['tokens']:,} tokens ({numbers['image_tokens']:,} of pictures, {numbers['supervised']:,} taught); "
-            f"a record has {numbers['median']:,} in the middle and {numbers['longest']:,} at most"
+            f"{numbers['tokens']:,} tokens ({numbers['image_tokens']:,} of pictures, {numbers['supervised']:,} taught)"
+            f"; a record has {numbers['median']:,} in the middle and {numbers['longest']:,} at most"
         )
     if totals.shortened or totals.dropped:
         lines.append(f"{totals.shortened:,} too long and shortened, {totals.dropped:,} too long and dropped")

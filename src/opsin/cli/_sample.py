@@ -8,9 +8,8 @@ from rich.text import Text
 
 from opsin.cli._datasets import Dataset
 from opsin.cli.show import describe_picture
-from opsin.data.check import Rules
+from opsin.data.check import Rules, open_file
 from opsin.data.overlong import fit
-from opsin.data.source import open_lenient
 from opsin.encode import Encoder
 from opsin.errors import DataError
 from opsin.inspect.tokens import ids_text, legend_text, mask_pieces, mask_text
@@ -21,7 +20,7 @@ def open_sample(dataset: Dataset, index: int) -> Conversation:
     """One record of a set's files, counted through them."""
     place = index
     for file in dataset.files:
-        source = open_lenient(file)
+        source = open_file(file)
         if place < len(source):
             sample = source.sample(place, 0)
             assert isinstance(sample, Conversation), "files hold conversations"

@@ -68,7 +68,7 @@ def show(
     image_root: Annotated[str | None, typer.Option("--image-root", help=ROOT_HELP)] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="Of the run; the first one when not given.")] = None,
 ) -> None:
-    """One sample as the model will see it: its tokens with their ids, which of them are taught, how its pictures are cut.
+    """One sample as the model will see it: tokens with ids, which of them are taught, how pictures are cut.
 
     What is taught stands on green, the rest is coloured by who wrote it. Records of several files are numbered through,
     as in left_out.jsonl.

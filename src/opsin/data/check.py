@@ -1,6 +1,6 @@
 """Data read once as a whole, with the loader's own code: every problem of every record, and what it all comes to.
 
-A source finds by itself what the loader refuses (`Checked.problems`). What needs more than one record or a picture's
+A source finds by itself what the loader refuses (`RecordSource.bad`). What needs more than one record or a picture's
 header is looked at here, and with a model, what depends on it: order of speakers, boxes, length, what is taught.
 """
 
@@ -10,19 +10,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from opsin.data.defects import defect
 from opsin.data.feed import BAD_SAMPLE, ahead
+from opsin.data.files import FileSource, RecordSource
 from opsin.data.overlong import Encode, fit, too_long
 from opsin.data.passes import check_taught
-from opsin.data.problems import BadRecord, Checked, Problem
-from opsin.data.suspicious import Found, shape_of, suspicious_json, suspicious_record, suspicious_talk
+from opsin.data.problems import BadRecord, Problem
+from opsin.data.records import JsonRecords
+from opsin.data.suspicious import shape_of, suspicious_json, suspicious_record, suspicious_talk
 from opsin.encode import Encoder, Measure
-from opsin.errors import MediaError
+from opsin.errors import MediaError, MessageError
 from opsin.media.image import DEFAULT_LIMITS, ImageMode, Limits, image_size
 from opsin.spec.plan import Size
-from opsin.spec.recipe import Overlong
+from opsin.spec.recipe import DataFile, Overlong
 from opsin.text.messages import BoxPart, Conversation, ImageSource
 
 
@@ -93,40 +95,35 @@ class DataCheck:
         written = {*(self.grounding.marks if self.grounding else ()), *(config.chat.tags if config else ())}
         self.controls = [token for token in (tokenizer.controls if tokenizer else ()) if token not in written]
 
-    def hold_out(self, source: Checked) -> None:
+    def hold_out(self, source: RecordSource) -> None:
         """Remember data that what is checked later must not contain."""
         for index in range(len(source)):
             try:
                 conversation = source.sample(index, 0)
             except BAD_SAMPLE:
                 continue  # nobody can train or test on it
-            if isinstance(conversation, Conversation):
-                self._held_out.setdefault(_question(conversation), source.where(index))
+            self._held_out.setdefault(_question(conversation), source.where(index))
 
-    def check(self, source: Checked) -> Iterator[Problem]:
-        """All problems of one file's records."""
-        known: set[str] = set()
-        for problem in source.problems():
-            known.add(str(problem))
-            known.add(problem.where)
-            yield problem
+    def check(self, source: RecordSource) -> Iterator[Problem]:
+        """All problems of one file's records, in their order; those of the file as a whole come last."""
         shapes: Counter[str] = Counter()
         places: list[tuple[str, str]] = []
         ids: dict[str, str] = {}
-        read = ahead(iter(range(len(source))), lambda index: self._read(source, index), workers=self.workers, depth=64)
-        for seen in read:
+        for seen in ahead(
+            iter(range(len(source))), lambda index: self._read(source, index), workers=self.workers, depth=64
+        ):
             self.totals.records += 1
-            yield from (each for each in seen.problems if str(each) not in known and each.where not in known)
+            yield from seen.problems
             if seen.shape:
                 shapes[seen.shape] += 1
                 places.append((seen.shape, seen.where))
             if seen.digest:
                 yield from self._compare(seen, ids)
             self._count(seen)
-        usual = shapes.most_common(1)
         for shape, where in places:
-            if shape != usual[0][0]:
-                told = f"its shape is that of {shape}, but {usual[0][1]} of {len(places)} records are {usual[0][0]}"
+            usual, count = shapes.most_common(1)[0]
+            if shape != usual:
+                told = f"its shape is {shape}, but {count} of {len(places)} records are {usual}"
                 yield Problem(where, "mixed_shapes", told)
 
     def _compare(self, seen: _Seen, ids: dict[str, str]) -> Iterator[Problem]:
@@ -148,19 +145,21 @@ class DataCheck:
             totals.image_tokens += seen.measure.num_image_tokens
             totals.supervised += seen.measure.num_supervised
 
-    def _read(self, source: Checked, index: int) -> _Seen:
+    def _read(self, source: RecordSource, index: int) -> _Seen:
         """One record. Called from several threads."""
         where = source.where(index)
-        found, shape, name = self._as_written(source, index)
-        problems = [Problem(where, kind, told) for kind, told in found]
+        if index in source.bad:
+            return _Seen(where, (source.bad[index],))
         try:
+            record = source.records.load(index)
             conversation = source.sample(index, 0)
         except BadRecord as error:
-            return _Seen(where, (*problems, error.problem), shape)
-        except BAD_SAMPLE as error:
-            return _Seen(where, (*problems, Problem.of(error, where)), shape)
-        if not isinstance(conversation, Conversation):
-            return _Seen(where, tuple(problems))
+            return _Seen(where, (error.problem,))
+        found = [*suspicious_record(record)]
+        if isinstance(source.records, JsonRecords):
+            found += suspicious_json(source.records.text(index))
+        problems = [Problem(where, kind, told) for kind, told in found]
+        name = record.get("id") if isinstance(record, dict) else None
         # A conversation is named after its place, which every problem begins with.
         conversation = replace(conversation, id="")
         sizes, wrong = self._sizes(conversation)
@@ -177,18 +176,16 @@ class DataCheck:
         except BAD_SAMPLE as error:
             problems.append(Problem.of(error, where))
         question = _question(conversation) if self._held_out and not wrong else b""
-        return _Seen(where, tuple(problems), shape, name, _digest(conversation), question, measure, change)
-
-    def _as_written(self, source: Checked, index: int) -> tuple[list[Found], str, str]:
-        """What the record itself shows: suspicious things, its shape, its id."""
-        text = source.text(index)
-        try:
-            record = source.record(index)
-        except BAD_SAMPLE:
-            return [], "", ""
-        found = [*(suspicious_json(text) if text else ()), *suspicious_record(record)]
-        name = record.get("id") if isinstance(record, dict) else None
-        return found, shape_of(record), "" if name is None else str(name)
+        return _Seen(
+            where,
+            tuple(problems),
+            shape_of(record),
+            "" if name is None else str(name),
+            _digest(conversation),
+            question,
+            measure,
+            change,
+        )
 
     def _sizes(self, conversation: Conversation) -> tuple[list[Size | None], list[MediaError]]:
         """The size of each picture, None where it cannot be read, and why."""
@@ -205,7 +202,7 @@ class DataCheck:
     def _picture(self, image: ImageSource, name: str) -> Size | MediaError:
         key = image if isinstance(image, str | Path) else _bytes_of(image)
         if key not in self._pictures:
-            check = "all" if self.rules.decode else "ends"
+            check: Literal["ends", "all"] = "all" if self.rules.decode else "ends"
             try:
                 size = image_size(image, mode=self.rules.mode, limits=self.rules.limits, name=name, check=check)
             except MediaError as error:
@@ -241,6 +238,11 @@ class DataCheck:
         return kept.measure, "shortened"
 
 
+def open_file(file: DataFile) -> FileSource:
+    """A file that is to be read to its end, whatever is wrong with its records."""
+    return FileSource.of(file, on_bad="keep")
+
+
 def severity(problem: Problem) -> str:
     """`error` or `warning`."""
     return defect(problem.kind).severity
@@ -258,7 +260,10 @@ def _check_boxes(conversation: Conversation, sizes: Sequence[Size | None]) -> No
             size = sizes[part.image] if isinstance(part, BoxPart) else None
             if isinstance(part, BoxPart) and size is not None:
                 for box in part.boxes:
-                    box.to("pixels", size)
+                    try:
+                        box.to("pixels", size)
+                    except MessageError as error:
+                        raise MessageError(error.message, kind="box", fix=error.fix) from None
 
 
 def _digest(conversation: Conversation) -> bytes:

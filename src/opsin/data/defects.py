@@ -29,7 +29,11 @@ _AGAIN = "copy or download it again"
 
 DEFECTS: dict[str, Defect] = {
     # the file
-    "file": _error("a file that cannot be read, or holds no record", "check the path and the file's rights"),
+    "file": _error("a file that cannot be read", "check the path and the file's rights"),
+    "empty": _error("no record at all", "check that it is the file that was meant"),
+    "changed": _error("a file that changes while it is read", "wait until it is written"),
+    "package": _error("a kind of file that needs a package", "install it as the message says"),
+    "answers": _error("questions without the file of their answers", "name it under `answers`"),
     "encoding": _error("not UTF-8", "save the file as UTF-8"),
     "json": _error("not JSON", "write each record with a JSON library; for JSONL one on each line"),
     "not_finite": _warning("a number that is NaN or infinite, which JSON does not know", "leave it out or correct it"),
@@ -38,6 +42,11 @@ DEFECTS: dict[str, Defect] = {
     "shape": _error("no conversation in a known shape", "write it in one of the shapes of docs/data_check.md"),
     "mixed_shapes": _warning("another shape than most records of its file", "convert them to one shape"),
     "unknown_key": _warning("an unknown key that looks like a known one", "spell it as the known one"),
+    "question": _error("a question that is no text", "write it as text"),
+    "answer": _error("no answer that can be read", "give one, as text or as the number of a choice"),
+    "choices": _error("no list of choices", "list them as texts"),
+    "caption": _error("a picture without a caption", "give one, or a conversation"),
+    "image_id": _error("a picture that the list of pictures lacks", "list it, or leave the record out"),
     "keys": _error("two keys for the same thing", "keep one of them"),
     "turns": _error("no list of messages, or an empty one", "give at least a question and an answer"),
     "turn": _error("a message that is no object with a speaker and a text", "give its speaker and its text"),
@@ -51,8 +60,10 @@ DEFECTS: dict[str, Defect] = {
     "marks": _error("marks and what they stand for differ in number", "put one mark where each belongs"),
     "picture": _error("a picture that is neither path nor bytes", "give its path as text"),
     "video": _error("a video that is neither path nor frames", "give its path as text"),
-    "media_missing": _error("a file that is not there", "correct the path, or set image_root"),
-    "media_address": _error("a web address", "download it and give its path: training reads files only"),
+    "picture_missing": _error("a file that is not there", "correct the path, or set image_root"),
+    "video_missing": _error("a video that is not there", "correct the path, or set image_root"),
+    "member_missing": _error("a member of a shard that its record names and that is not there", "pack the shard anew"),
+    "address": _error("a web address", "download it and give its path: training reads files only"),
     "media_data": _error("an address that holds a picture, but not as base64", "write data:image/png;base64,..."),
     "media_empty": _error("an empty file", _AGAIN),
     "media_format": _error("a file that is no picture", "convert it to JPEG or PNG"),
@@ -79,11 +90,11 @@ DEFECTS: dict[str, Defect] = {
     "duplicate_id": _warning("an id that another record has", "number the records anew"),
     "duplicate_record": _warning("the same as another record", "keep one of them"),
     "held_out": _warning("also among the held-out data", "take it out of one of the two"),
-    "other": _error("something else", "see the message"),
+    "record": _error("something else", "see the message"),
 }
 """By kind. Every problem that the loader or the check names has one of them."""
 
 
 def defect(kind: str) -> Defect:
     """The kind of a problem."""
-    return DEFECTS.get(kind, DEFECTS["other"])
+    return DEFECTS.get(kind, DEFECTS["record"])

@@ -13,7 +13,8 @@ from opsin.data.ledger import Ledger, LeftOut
 from opsin.data.order import derive_seed, generator, modality_grouped, permutation
 from opsin.data.overlong import Encode, TooLong, fit
 from opsin.data.passes import check_taught
-from opsin.data.source import Grouped, Placed, Source
+from opsin.data.problems import Placed
+from opsin.data.source import Grouped, Source
 from opsin.encode import Encoded
 from opsin.errors import DataError, MediaError, MessageError, PlanError
 from opsin.spec.recipe import Stage
@@ -168,7 +169,7 @@ class Feed:
                 sample=index,
                 why="dropped" if dropped else "skipped",
                 where=self._where(index, epoch),
-                kind=reason.kind or "other",
+                kind=reason.kind or "record",
                 reason=str(reason),
                 replacement=found,
                 replacement_where=loaded.sample.name,

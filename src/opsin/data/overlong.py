@@ -16,7 +16,7 @@ from functools import cache, partial
 from opsin.encode import Encoded, Measure
 from opsin.errors import DataError
 from opsin.spec.recipe import Overlong
-from opsin.text.messages import Conversation, ImagePart, MediaPart, Message, Part, TextPart
+from opsin.text.messages import BoxPart, Conversation, ImagePart, Message, Part, VideoPart
 
 Encode = Callable[[Conversation], Encoded]
 
@@ -30,8 +30,8 @@ def too_long(name: str, measure: Measure, max_tokens: int, why: str = "") -> Too
     named = f"sample {name!r}" if name else "it"
     advice = ". Raise max_tokens, or let overlong say what to do: drop, truncate, trim_turns or shrink_picture."
     return TooLong(
-        f"{named} takes {measure.num_tokens} tokens ({measure.num_image_tokens} of them of pictures); the stage's limit "
-        f"is {max_tokens}{why or advice}",
+        f"{named} takes {measure.num_tokens} tokens ({measure.num_image_tokens} of them of pictures); the stage's "
+        f"limit is {max_tokens}{why or advice}",
         kind="too_long",
     )
 
@@ -87,7 +87,8 @@ def shorter(conversation: Conversation, overlong: Overlong) -> list[Conversation
         return [_with_messages(conversation, messages[:end]) for end in reversed(ends[:-1])]
     shortened = []
     for start in ends[:-1]:
-        shown = [part for message in messages[opening:start] for part in message.parts if not _is_text(part)]
+        said = [part for message in messages[opening:start] for part in message.parts]
+        shown = [part for part in said if isinstance(part, ImagePart | VideoPart)]
         first, *others = messages[start:]
         if first.role != "user":
             continue  # a second answer in a row has no question of its own
@@ -96,25 +97,22 @@ def shorter(conversation: Conversation, overlong: Overlong) -> list[Conversation
     return shortened
 
 
-def _is_text(part: Part) -> bool:
-    return isinstance(part, TextPart)
-
-
 def _with_messages(conversation: Conversation, messages: Sequence[Message]) -> Conversation:
     """Some of a conversation's messages, with the pictures and videos that they show, numbered anew."""
-    shown = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
-    images = sorted(part.index for part in shown if isinstance(part, ImagePart))
-    videos = sorted(part.index for part in shown if not isinstance(part, ImagePart))
+    parts = [part for message in messages for part in message.parts]
+    images = sorted(part.index for part in parts if isinstance(part, ImagePart))
+    videos = sorted(part.index for part in parts if isinstance(part, VideoPart))
 
-    def moved(part: MediaPart) -> MediaPart:
-        return replace(part, index=(images if isinstance(part, ImagePart) else videos).index(part.index))
+    def moved(part: Part) -> Part:
+        if isinstance(part, ImagePart):
+            return replace(part, index=images.index(part.index))
+        if isinstance(part, VideoPart):
+            return replace(part, index=videos.index(part.index))
+        return replace(part, image=images.index(part.image)) if isinstance(part, BoxPart) else part
 
     return replace(
         conversation,
-        messages=tuple(
-            replace(each, parts=tuple(part if isinstance(part, TextPart) else moved(part) for part in each.parts))
-            for each in messages
-        ),
+        messages=tuple(replace(each, parts=tuple(map(moved, each.parts))) for each in messages),
         images=tuple(conversation.images[index] for index in images),
         videos=tuple(conversation.videos[index] for index in videos),
     )

@@ -38,11 +38,16 @@ class BadRecord(DataError):
 
 
 @runtime_checkable
-class Checked(Protocol):
-    """A source whose records have places, and that can be read through once to find every bad one."""
+class Placed(Protocol):
+    """A source whose samples have places, those too that it cannot give."""
 
-    def where(self, index: int) -> str:
+    def where(self, index: int, epoch: int = 0) -> str:
         """The place of sample `index`, for messages: file, record and line, row, or member of a shard."""
+
+
+@runtime_checkable
+class Checked(Placed, Protocol):
+    """A source that can be read through once to find every bad record."""
 
     def problems(self) -> Iterator[Problem]:
         """Reads everything once, with the code that training reads it with, and goes on after each bad record.

@@ -204,16 +204,16 @@ def _open_file(path: str | Path, max_bytes: int, name: str, kind: Literal["pictu
         raise MediaError(
             f"{name}: is an address ({address[0]}), and opsin opens local files only. Download the {kind} and give "
             "its path, its bytes, or a data: URI.",
-            kind="media_address",
+            kind="address",
         )
     try:
         status = Path(path).stat()
         if stat.S_ISDIR(status.st_mode):
-            raise MediaError(f"{name}: is a folder, not a {kind}. Give the path of one file.", kind="media_missing")
+            raise MediaError(f"{name}: is a folder, not a {kind}. Give the path of one file.", kind=f"{kind}_missing")
         if not stat.S_ISREG(status.st_mode):
             raise MediaError(
                 f"{name}: is not a regular file but a device or pipe. Give the path of a {kind} file.",
-                kind="media_missing",
+                kind=f"{kind}_missing",
             )
         if status.st_size > max_bytes:
             raise _too_many_bytes(status.st_size, max_bytes, name, kind)
@@ -222,15 +222,15 @@ def _open_file(path: str | Path, max_bytes: int, name: str, kind: Literal["pictu
         raise
     except FileNotFoundError:
         raise MediaError(
-            f"{name}: there is no such file. Check the path and the folder that it starts from.", kind="media_missing"
+            f"{name}: there is no such file. Check the path and the folder that it starts from.", kind=f"{kind}_missing"
         ) from None
     except PermissionError:
         raise MediaError(
-            f"{name}: may not be read (permission denied). Check the rights of the file.", kind="media_missing"
+            f"{name}: may not be read (permission denied). Check the rights of the file.", kind=f"{kind}_missing"
         ) from None
     except (OSError, ValueError):  # too long a name, a NUL in it, a loop of links, a file used as a folder
         raise MediaError(
-            f"{name}: is not a path that can be opened. Give a path, bytes, or a data: URI.", kind="media_missing"
+            f"{name}: is not a path that can be opened. Give a path, bytes, or a data: URI.", kind=f"{kind}_missing"
         ) from None
 
 

@@ -16,15 +16,36 @@ RANDOM = "random"
 
 
 class DataFile(Spec):
-    """One file of conversations (LLaVA JSON, JSONL and the other shapes that `text.messages` reads)."""
+    """Conversations, in any shape and container that `docs/data.md` lists."""
 
     path: str
+    """A file, a folder, or several shards: `shard-{000..010}.tar`, `*.parquet`. `#500` behind it is a limit."""
     image_root: str | None = None
     """Folder that relative picture paths start from; the file's own folder when not given."""
     limit: int | None = Field(default=None, ge=1)
     """Only the first so many records."""
     repeat: float = Field(default=1, gt=0)
     """How often the file is seen per epoch: 2.5 is two passes, and a random half that changes with the epoch."""
+    weight: float | None = Field(default=None, gt=0)
+    """The file's share of an epoch, relative to the others' weights. The epoch is as long as all files together."""
+    format: Literal["auto", "json", "parquet", "tar", "arrow"] = "auto"
+    """The container; `auto` tells by the first bytes."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Keys that the file calls otherwise: {caption: title} reads `title` as the caption."""
+    prompt: str | None = None
+    """What is said beside a picture; {} is the record's own question. For captions, questions and boxes alone."""
+    box: Literal["xywh", "xyxy"] = "xywh"
+    """The four numbers of a record's `bbox`: left, top, width, height, or left, top, right, bottom."""
+    answers: str | None = None
+    """VQA v2's file of annotations; found beside that of the questions when it has its published name."""
+    split: str | None = None
+    """ScienceQA's split; `train` when not given."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.weight is not None and self.repeat != 1:
+            raise ValueError("has both weight and repeat; either says how often the file is seen")
+        return self
 
 
 class BatchSize(Spec):

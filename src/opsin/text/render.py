@@ -72,13 +72,15 @@ def render(chat: ChatFormat, messages: Sequence[Message], *, mode: Mode) -> list
     for place, message in enumerate(turns):
         if message.role == "assistant":
             written = bool(chat.decoder_start) and mode == "train" and place == len(turns) - 1
-            spans += _decoder_turn(chat, message.text) if written else _assistant_turn(chat, message)
+            spans += _decoder_turn(chat, message) if written else _assistant_turn(chat, message)
             continue
         spans += _user_turn(chat, message, numbers, is_first=not seen_user, head=[] if seen_user else head)
         seen_user = True
     if mode == "prompt":
-        return spans + (_decoder_turn(chat, "") if chat.decoder_start else _pieces(chat.assistant.prefix))
-    return spans + _pieces(chat.end)
+        return spans + (
+            _decoder_turn(chat, Message("assistant", ())) if chat.decoder_start else _pieces(chat.assistant.prefix)
+        )
+    return spans + _pieces(chat.end, teach=turns[-1].loss)
 
 
 def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple[str, list[Message]]:
@@ -135,7 +137,7 @@ def _cut(message: Message) -> Message:
         parts[0] = TextPart(parts[0].text.lstrip())
     if parts and isinstance(parts[-1], TextPart):
         parts[-1] = TextPart(parts[-1].text.rstrip())
-    return Message(message.role, tuple(part for part in parts if part != TextPart("")))
+    return replace(message, parts=tuple(part for part in parts if part != TextPart("")))
 
 
 def _take_opening(chat: ChatFormat, turns: list[Message]) -> tuple[Message, list[Message]]:
@@ -143,7 +145,7 @@ def _take_opening(chat: ChatFormat, turns: list[Message]) -> tuple[Message, list
     first, *others = turns
     if chat.markup.placement != "first" or first.role != "user":
         return Message("user", ()), turns
-    pictures = tuple(part for part in first.parts if not isinstance(part, TextPart))
+    pictures = tuple(part for part in first.parts if isinstance(part, MediaPart))
     text = first.text.strip() if pictures else first.text
     return Message("user", pictures), [Message("user", (TextPart(text),) if text else ()), *others]
 
@@ -166,7 +168,7 @@ def _pieces(pieces: Pieces, *, source: Literal["begin", "template"] = "template"
 
 def _numbers(turns: Sequence[Message]) -> dict[MediaPart, int]:
     """For each picture and video, how many of its kind the conversation has shown with it."""
-    shown = [part for message in turns for part in message.parts if not isinstance(part, TextPart)]
+    shown = [part for message in turns for part in message.parts if isinstance(part, MediaPart)]
     return {
         part: number
         for kind in (ImagePart, VideoPart)
@@ -192,15 +194,16 @@ def _content(chat: ChatFormat, message: Message, numbers: dict[MediaPart, int]) 
     in_front = chat.markup.placement != "inline" and bool(message.images or message.videos)
     if in_front:
         text = "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
-        parts = [part for part in parts if not isinstance(part, TextPart)]
+        parts = [part for part in parts if isinstance(part, MediaPart)]
         if text:
             parts.append(TextPart(text))
-    beside = [part for part in parts if not isinstance(part, TextPart) and part.standing == "beside"]
+    beside = [part for part in parts if isinstance(part, MediaPart) and part.standing == "beside"]
     spans: list[Span] = []
     for place, part in enumerate(parts):
         if isinstance(part, TextPart):
             spans += _said(chat, part.text, taught=False, source="user")
             continue
+        assert isinstance(part, MediaPart), "names and boxes are spelled before"
         is_beside = part.standing == "beside"
         enough = {"all": True, "beside": is_beside, "several_beside": is_beside and len(beside) > 1}
         if enough[chat.markup.labelled]:
@@ -230,7 +233,7 @@ def _label(chat: ChatFormat, part: MediaPart, number: int) -> list[Span]:
 
 def _assistant_turn(chat: ChatFormat, message: Message) -> list[Span]:
     turn = chat.assistant
-    taught = not chat.decoder_start  # an answer that an encoder reads is no target
+    taught = message.loss and not chat.decoder_start  # an answer that an encoder reads is no target
     answer = _said(chat, message.text, taught=taught, source="assistant")
     if not answer and chat.empty_turn == "prefix":
         return _pieces(turn.prefix)
@@ -239,10 +242,10 @@ def _assistant_turn(chat: ChatFormat, message: Message) -> list[Span]:
     return [*prefix, *lead, *answer, *suffix]
 
 
-def _decoder_turn(chat: ChatFormat, answer: str) -> list[Span]:
+def _decoder_turn(chat: ChatFormat, answer: Message) -> list[Span]:
     """The last answer of a model with an encoder, or where it is to begin."""
     start = [*_pieces(chat.assistant.prefix), *_pieces(chat.encoder_end)]
-    text: list[Span] = [TextSpan(answer, True, "assistant")] if answer else []
+    text: list[Span] = [TextSpan(answer.text, answer.loss, "assistant")] if answer.text else []
     return [*start, ControlSpan(chat.decoder_start, False, "decoder"), *text]
 
 

@@ -91,7 +91,8 @@ def prepare_stage(
         if source is None:
             if not stage.data:
                 raise ConfigError("no data is named; list files under data")
-            source = open_data(stage.data, seed=seed)
+            keep = stage.bad_samples.policy == "skip"
+            source = open_data(stage.data, seed=seed, on_bad="keep" if keep else "raise")
         limit = stage.max_tokens or (NO_LIMIT if model is None else model.decoder.max_positions)
         encode = _encoder(config, tokenizer)
         smaller = smaller_pictures(config, tokenizer) if stage.overlong == "shrink_picture" else []
