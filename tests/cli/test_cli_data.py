@@ -153,6 +153,7 @@ def test_converted_data_reads_back_as_the_same_conversations(place, capsys):
     for index in range(30):
         old, new = before.sample(index, 0), after.sample(index, 0)
         assert old.messages == new.messages
+        assert before.own_id(index) == after.own_id(index) == f"r{index}"
         if index != 1:
             assert [Path(image).resolve() for image in old.images] == [Path(image).resolve() for image in new.images]
     assert Path(after.sample(1, 0).images[0]).is_file()

@@ -4,14 +4,14 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from opsin.data.check import open_file
+from opsin.data.files import FileSource
 from opsin.errors import ConfigError, DataError, OpsinError
 from opsin.media.source import DEFAULT_LIMITS, read, sniff
 from opsin.spec.recipe import DataFile
-from opsin.text.messages import Conversation
 from opsin.text.record import to_record
 
 
@@ -24,16 +24,15 @@ def convert_files(files: Sequence[str], to: Path, image_root: str | None) -> tup
         raise ConfigError(f"{to} exists already; name a new file")
     if not to.parent.is_dir():
         raise ConfigError(f"there is no folder {str(to.parent)!r}")
+    sources = [FileSource.of(DataFile(path=path, image_root=image_root)) for path in files]
     keeper = _Keeper(to)
     temporary = to.with_name(to.name + ".tmp")
     count = 0
     try:
         with temporary.open("w", encoding="utf-8") as out:
-            for path in files:
-                source = open_file(DataFile(path=path, image_root=image_root))
+            for source in sources:
                 for index in range(len(source)):
-                    sample = source.sample(index, 0)
-                    assert isinstance(sample, Conversation), "files hold conversations"
+                    sample = replace(source.sample(index, 0), id=source.own_id(index))
                     try:
                         record = to_record(sample, place=keeper.place)
                     except OpsinError as error:

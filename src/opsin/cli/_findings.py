@@ -41,13 +41,18 @@ def check_all(datasets: Sequence[Dataset], held_out: Sequence[str], image_root: 
         for path in held_out:
             check.hold_out(open_file(DataFile(path=path, image_root=image_root)))
         problems: list[Problem] = []
-        for file in dict.fromkeys(dataset.files):
+        for file in _different(dataset.files):
             try:
                 problems += check.check(open_file(file))
             except OpsinError as error:
                 problems.append(Problem.of(error, file.path, kind="file"))
         found.append(Findings(dataset, tuple(problems), check.totals))
     return found
+
+
+def _different(files: Sequence[DataFile]) -> list[DataFile]:
+    """Each once, whatever its share of an epoch."""
+    return list({repr(file.replace(repeat=1, weight=None)): file for file in files}.values())
 
 
 def print_findings(findings: Sequence[Findings], *, show: int) -> None:

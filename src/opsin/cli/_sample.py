@@ -1,7 +1,7 @@
 """`opsin data show`: one sample as the model will see it."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.text import Text
@@ -22,9 +22,7 @@ def open_sample(dataset: Dataset, index: int) -> Conversation:
     for file in dataset.files:
         source = open_file(file)
         if place < len(source):
-            sample = source.sample(place, 0)
-            assert isinstance(sample, Conversation), "files hold conversations"
-            return sample
+            return source.sample(place, 0)
         place -= len(source)
     raise DataError(f"there is no record {index}: the data has {index - place}, counted from 0")
 
@@ -32,15 +30,12 @@ def open_sample(dataset: Dataset, index: int) -> Conversation:
 def sample_text(conversation: Conversation, encoder: Encoder, rules: Rules) -> Iterator[Text]:
     """What to print about it."""
     yield Text(conversation.id, "bold")
-    encoded = encoder.encode(replace(conversation, id=""), mode="train")
-
-    def encode(shorter: Conversation):  # type: ignore[no-untyped-def]
-        return encoder.encode(shorter, mode="train")
-
+    encode = partial(encoder.encode, mode="train")
+    encoded = encode(conversation)
     if rules.max_tokens is not None:
         encoded = fit(
             encoded,
-            replace(conversation, id=""),
+            conversation,
             max_tokens=rules.max_tokens,
             overlong=rules.overlong,
             encode=encode,

@@ -58,6 +58,10 @@ class RecordSource:
         """The place of a record, for messages."""
         return self.records.where(index)
 
+    def own_id(self, index: int) -> str:
+        """What a record calls itself; `sample` names conversations after their place. Empty where it does not."""
+        return read(self.shaper.shape(self.records.load(index, light=True))).id
+
     def problems(self) -> Iterator[Problem]:
         """Reads every record whole, once, and goes on after each bad one."""
         found: set[Path] = set()
