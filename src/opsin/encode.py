@@ -119,9 +119,7 @@ class Encoder:
         except OpsinError as error:
             if not conversation.id:
                 raise
-            raise type(error)(
-                f"conversation {conversation.id!r}: {error.message}", kind=error.kind, fix=error.fix
-            ) from None
+            raise error.within(f"conversation {conversation.id!r}") from None
 
     def measure(self, conversation: Conversation, sizes: Sequence[Size], *, mode: Mode = "train") -> Measure:
         """What `encode` would give, in numbers. sizes: of its pictures. Videos are opened, but not decoded.
@@ -192,7 +190,7 @@ class Encoder:
         try:
             plan = self.config.plan_video(video.size, num_frames=video.num_frames, rate=video.rate)
         except OpsinError as error:
-            raise type(error)(f"{video.name}: {error}") from None
+            raise error.within(video.name) from None
         check_plan(plan, self.limits, video.name)
         if len(plan.frames) > self.limits.max_shown_frames:
             raise MediaError(

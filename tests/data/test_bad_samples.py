@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 import toys
+from data import seeded
+from data.seeded import SEEDS
+from opsin.data.defects import DEFECTS
 from opsin.data.feed import Feed
+from opsin.data.files import FileSource
 from opsin.data.ledger import LeftOut
 from opsin.encode import Encoder
 from opsin.errors import ConfigError, DataError
@@ -217,3 +221,39 @@ def test_a_resumed_run_leaves_the_same_out_and_ends_with_the_same_bits(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
     assert sum(row["left_out"] for row in rows) == len(expected)
     assert sum(row["shortened"] for row in rows) > 0
+
+
+def test_bad_records_of_a_file_are_skipped_where_they_stand(encoder, tmp_path):
+    """1,000 lines, 37 of them spoilt in more than twelve ways, from half a record to a JPEG that was cut off."""
+    errors = [seed for seed in SEEDS if DEFECTS[seed.kind].severity == "error" and seed.kind != "too_long"]
+    seeds = [errors[number % len(errors)] for number in range(37)]
+    expected = seeded.write(tmp_path, NUM_SAMPLES, tuple(seeds))
+    assert len(expected) == 37
+    assert len({seed.kind for seed in expected.values()}) >= 12
+    with pytest.raises(DataError, match=f"data.jsonl line {min(expected)}"):
+        FileSource(tmp_path / "data.jsonl")
+    source = FileSource(tmp_path / "data.jsonl", on_bad="keep")
+    ledgers = []
+    for workers in (0, 4):
+        feed = feed_of(encoder, source)
+        feed.max_tokens = 2000
+        assert len(read(feed, workers=workers)) == NUM_SAMPLES
+        ledgers.append(feed.ledger.entries)
+    assert ledgers[0] == ledgers[1]
+    assert sorted(entry["sample"] + 1 for entry in ledgers[0]) == sorted(expected)
+    for entry in ledgers[0]:
+        assert entry["kind"] == expected[entry["sample"] + 1].kind, entry
+        assert entry["where"].endswith(f"data.jsonl record {entry['sample'] + 1} (line {entry['sample'] + 1})")
+
+
+def test_a_run_goes_on_without_bad_records_of_its_files(tmp_path):
+    seeded.write(tmp_path, 40, (SEEDS[0], SEEDS[21]))
+    plain = two_stages(tmp_path / "out")
+    (stage_of,) = [each for each in plain.stages if each.name == "second"]
+    data = [{"path": str(tmp_path / "data.jsonl")}]
+    skip = Stage.model_validate({**stage_of.model_dump(), "data": data, "bad_samples": SKIP, "steps": 10})
+    run(plain.replace(stages=(skip,)), model=tiny_model(tmp_path))
+    assert len(ledger_of(tmp_path / "out")) == 2
+    fail = plain.replace(stages=(skip.replace(bad_samples="fail"),), output=str(tmp_path / "other"))
+    with pytest.raises(DataError, match=r"data.jsonl line 13, column \d+: not JSON"):
+        run(fail, model=tiny_model(tmp_path))

@@ -1,7 +1,7 @@
 """What is wrong with one record, as a value: raised where a run must not start, listed where data is checked."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from opsin.errors import DataError, OpsinError
@@ -35,6 +35,10 @@ class BadRecord(DataError):
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem), kind=problem.kind)
         self.problem = problem
+
+    def within(self, place: str) -> "BadRecord":
+        """The same error, told from one level higher."""
+        return BadRecord(replace(self.problem, where=f"{place}: {self.problem.where}"))
 
 
 @runtime_checkable

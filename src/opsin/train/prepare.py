@@ -98,7 +98,7 @@ def prepare_stage(
         smaller = smaller_pictures(config, tokenizer) if stage.overlong == "shrink_picture" else []
         feed = Feed(source, stage, encode=encode, max_tokens=limit, seed=seed, smaller=smaller)
     except OpsinError as error:
-        raise type(error)(f"stage {stage.name!r}: {error}") from None
+        raise error.within(f"stage {stage.name!r}") from None
     return PreparedStage(stage, feed, trainable)
 
 
