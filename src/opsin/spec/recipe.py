@@ -1,6 +1,6 @@
 """A training run as one value: what is trained in which stage, on which data, and how."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -121,6 +121,24 @@ class Schedule(Spec):
 Objective = Literal["next_token", "blip2_stage1"]
 
 
+Overlong = Literal["error", "drop", "truncate", "trim_turns", "trim_oldest_turns", "shrink_picture"]
+
+
+class BadSamples(Spec):
+    """What becomes of a sample that cannot be used: written as `fail`, `skip`, or `{policy: skip, max_share: 0.01}`."""
+
+    policy: Literal["fail", "skip"] = "fail"
+    """`fail`: the run stops and names it. `skip`: another sample takes its place, and `left_out.jsonl` tells of it."""
+    max_share: float = Field(default=0.001, gt=0, le=1)
+    """Most samples of an epoch that may be skipped, as a share of the data; one is always allowed. One more stops the
+    run within the step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        return {"policy": data} if isinstance(data, str) else data
+
+
 class Stage(Spec):
     """One stage: what trains, on what, how."""
 
@@ -141,8 +159,10 @@ class Stage(Spec):
     """How pictures are cut in this stage; the model's own when not given."""
     max_tokens: int | None = Field(default=None, ge=2)
     """Longest conversation, pictures included; the model's own limit when not given."""
-    overlong: Literal["error", "truncate"] = "error"
-    """A longer conversation stops the run, or loses its end. A picture is never cut."""
+    overlong: Overlong = "error"
+    """What becomes of a longer conversation; `data.overlong` explains each. A picture is never cut."""
+    bad_samples: BadSamples = BadSamples()
+    """What becomes of samples that cannot be read, shown or learnt from: `fail`, `skip`, or a limit for skipping."""
     sampler: Literal["shuffle", "modality_length"] = "shuffle"
     """`modality_length`: steps of one kind (with pictures or without) and of similar lengths, as LLaVA groups them."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)

@@ -177,10 +177,12 @@ def prepare_stage(
         if source is None:
             if not stage.data:
                 raise ConfigError("no data is named; list files under data")
-            source = open_data(stage.data, seed=seed)
+            keep = stage.bad_samples.policy == "skip"
+            source = open_data(stage.data, seed=seed, on_bad="keep" if keep else "raise")
         if stage.captions == "split":
             source = SplitCaptions(source, seed=seed)
         objective: Objective = next_token
+        smaller: list[Callable[[Conversation], Encoded]] = []
         if isinstance(model, RetrieverConfig):
             pairs = _pair_encoder(model, stage, tokenizer)
             objective, limit = stage1(pairs.caption_id, image_ids=pictures_by_name), pairs.config.max_tokens
@@ -190,9 +192,11 @@ def prepare_stage(
             config = None if model is None else stage_config(model, stage)
             limit = stage.max_tokens or (NO_LIMIT if model is None else model.decoder.max_positions)
             encode = _encoder(config, tokenizer)
-        feed = Feed(source, stage, encode=encode, max_tokens=limit, seed=seed)
+            if stage.overlong == "shrink_picture":
+                smaller = smaller_pictures(config, tokenizer)
+        feed = Feed(source, stage, encode=encode, max_tokens=limit, seed=seed, smaller=smaller)
     except OpsinError as error:
-        raise type(error)(f"stage {stage.name!r}: {error}") from None
+        raise error.within(f"stage {stage.name!r}") from None
     return PreparedStage(stage, feed, trainable, objective)
 
 
@@ -235,6 +239,11 @@ def check_names(config: RunConfig, given: Mapping[str, object], what: str) -> No
             raise ConfigError(f"{what} are given for stage {name!r}, but the stages are {', '.join(names)}")
 
 
+def training_encoder(config: VLMConfig, tokenizer: Tokenizer) -> Encoder:
+    """The encoder of a stage, which leaves long conversations to the stage's own limit."""
+    return Encoder(config.replace(decoder=config.decoder.replace(max_positions=NO_LIMIT)), tokenizer)
+
+
 def _encoder(config: VLMConfig | None, tokenizer: Tokenizer | None) -> Callable[[Conversation], Encoded]:
     if config is None or tokenizer is None:
 
@@ -245,8 +254,20 @@ def _encoder(config: VLMConfig | None, tokenizer: Tokenizer | None) -> Callable[
             )
 
         return refuse
-    unlimited = config.replace(decoder=config.decoder.replace(max_positions=NO_LIMIT))
-    return partial(Encoder(unlimited, tokenizer).encode, mode="train")
+    return partial(training_encoder(config, tokenizer).encode, mode="train")
+
+
+def smaller_pictures(config: VLMConfig | None, tokenizer: Tokenizer | None) -> list[Callable[[Conversation], Encoded]]:
+    """Ways to encode with ever smaller pictures. Raises ConfigError where all pictures take as many tokens."""
+    if config is None:
+        raise ConfigError("overlong: shrink_picture needs a model that reads pictures; choose another rule")
+    rules = config.resolution.smaller()
+    if not rules:
+        raise ConfigError(
+            f"overlong: shrink_picture does not help: with resolution {config.resolution.kind} every picture takes the "
+            "same number of tokens. Choose drop, truncate, trim_turns or trim_oldest_turns"
+        )
+    return [_encoder(config.replace(resolution=rule), tokenizer) for rule in rules]
 
 
 def _pair_encoder(model: RetrieverConfig, stage: Stage, tokenizer: Tokenizer | None) -> PairEncoder:
