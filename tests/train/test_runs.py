@@ -141,7 +141,7 @@ def test_a_stop_saves_the_step_and_the_run_goes_on_to_the_same_bits(straight, tm
     assert log_of(output) == log_of(expected_output)
 
 
-@pytest.mark.parametrize("workers", [0, 4])
+@pytest.mark.parametrize("workers", [0, 2, 8])
 def test_threads_that_prepare_samples_change_nothing(straight, tmp_path, workers):
     expected_output, expected = straight
     config = two_stages(tmp_path / "out", workers=workers)
