@@ -3,8 +3,9 @@
 import json
 import os
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -20,7 +21,7 @@ class RowLog:
         self._stream = path.open("ab")
         self._stream.truncate(min(keep_bytes, os.fstat(self._stream.fileno()).st_size))
 
-    def write(self, row: Row) -> None:
+    def write(self, row: Mapping[str, Any]) -> None:
         """Append one line; it is in the file when this returns."""
         self._stream.write(json.dumps(row).encode() + b"\n")
         self._stream.flush()

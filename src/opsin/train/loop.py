@@ -18,7 +18,7 @@ from opsin.data.passes import passes
 from opsin.encode import Encoded
 from opsin.errors import TrainError
 from opsin.train.culprit import Watch, bad_gradients, listed
-from opsin.train.objectives import Objective
+from opsin.train.objectives import Loss, Objective
 from opsin.train.optim import Optimizer, rate_factor
 from opsin.train.trainable import GradientCheck, Trainable, set_trainable
 
@@ -105,6 +105,10 @@ class StageLoop:
         finally:
             self.module.eval()
 
+    def end(self) -> None:
+        """Let the stage end with the step that was made last."""
+        self.num_steps = self.step
+
     def _one_step(self, stream: "_Stopwatch[Encoded]") -> Row:
         started, waited = time.perf_counter(), stream.seconds
         with self._randomness():
@@ -141,11 +145,15 @@ class StageLoop:
         """The samples of each pass of the step that is due."""
         return passes(islice(samples, len(self.feed.step_samples(self.step))), self.stage.batch)
 
-    def _one_pass(self, samples: list[Encoded], objective: Objective) -> _Pass:
-        """Forward and backward. The gradient of the sum over tokens is added to those of the step's other passes."""
+    def loss_of(self, samples: list[Encoded], objective: Objective) -> Loss:
+        """The samples of one pass through the model."""
         batch = (pack if self.stage.batch.form == "pack" else pad)(samples).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            loss = objective(self.module, batch)
+            return objective(self.module, batch)
+
+    def _one_pass(self, samples: list[Encoded], objective: Objective) -> _Pass:
+        """Forward and backward. The gradient of the sum over tokens is added to those of the step's other passes."""
+        loss = self.loss_of(samples, objective)
         if not loss.total.requires_grad:
             raise TrainError(f"stage {self.stage.name!r}: the loss depends on no tensor that trains")
         loss.total.backward()
