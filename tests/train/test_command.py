@@ -1,17 +1,19 @@
 """`opsin train` as a user types it."""
 
+import io
 import json
 import signal
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 import toys
 from opsin import weights
 from opsin.cli.app import run as opsin
 from opsin.spec.recipe import RunConfig
-from opsin.train.log import duration
+from opsin.train.log import Screen, duration
 
 
 @pytest.fixture
@@ -143,6 +145,31 @@ def test_a_damaged_checkpoint_is_told_and_the_older_one_used(project, capsys):
 
 def test_time_left_is_written_for_people():
     assert [duration(seconds) for seconds in (0.4, 61, 3599.6, 3661)] == ["0:00", "1:01", "1:00:00", "1:01:01"]
+
+
+def screen_of(shares: list[float]) -> list[str]:
+    """What the screen shows of steps of one second each, of which a share is spent waiting."""
+    console = Console(file=io.StringIO(), width=200)
+    screen = Screen(console, every=10)
+    screen.begin("tune", number=1, num_stages=1, num_steps=len(shares), done=0)
+    for step, share in enumerate(shares, start=1):
+        row = {"step": step, "seconds": 1.0, "data_seconds": share, "lr": {"connector": 1e-3}, "tokens": 100}
+        screen.row({**row, "loss": 1.0, "grad_norm": 1.0})
+    screen.end()
+    return console.file.getvalue().splitlines()
+
+
+def test_waiting_for_data_is_shown_and_warned_of_once():
+    lines = screen_of([0.9] + [0.08] * 80)
+    assert "waiting for data 90%" in lines[0]
+    warnings = [line for line in lines if "warning" in line]
+    assert warnings == [
+        "warning: 8% of the last 20 steps' time went in waiting for data. Raise workers, make pictures smaller, or "
+        "put them on a faster disk"
+    ]
+    assert "waiting for data 8%" in lines[1]
+    # The first step waits for what is read ahead, and single steps do not count.
+    assert not any("warning" in line for line in screen_of([0.9] + [0.04] * 60 + [0.5]))
 
 
 def test_commands_and_the_run_file_of_the_documentation_are_real(project, capsys):

@@ -32,6 +32,7 @@ from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
 from opsin.train.prepare import PreparedStage, check_names, describe_trainable, prepare_stage, start_model
 from opsin.train.stop import StopRequest
+from opsin.train.trackers import Trackers, check_installed
 from opsin.weights import Model
 
 CONNECTOR_FILE = "connector.safetensors"
@@ -108,6 +109,7 @@ def run(
     check_names(config, sources, "sources")
     check_names(config, held_out, "held-out samples")
     check_names(config, objectives, "objectives")
+    check_installed(config)
     reporter, stop = reporter or Silence(), stop or StopRequest()
     return _Run(config, model, sources, held_out, objectives, on_row, reporter, stop).train()
 
@@ -145,6 +147,7 @@ class _Run:
         ]
         self.judges = [prepare_judge(one, self.model, held_out.get(one.stage.name)) for one in self.prepared]
         self.log = RowLog(self.output / "log.jsonl", keep_bytes=self.saved.state["log_bytes"] if self.saved else 0)
+        self.trackers = Trackers(config, say=reporter.say)
         self.ever_trained: set[str] = set()
         """Tensors that this stage or an earlier one trains: what a checkpoint has to hold."""
 
@@ -166,6 +169,7 @@ class _Run:
         finally:
             self.reporter.end()
             self.log.close()
+            self.trackers.close()
 
     def _train_stage(self, number: int, prepared: PreparedStage, *, steps_before: int) -> StageLoop:
         """Train one stage to its end, or until a stop is asked for."""
@@ -180,7 +184,7 @@ class _Run:
             self.reporter.row(row)
             if self.on_row is not None:
                 self.on_row(row)
-            self._judge(number, loop)
+            self.trackers.row(row, self._judge(number, loop))
             last = loop.step == loop.num_steps
             if last or self.stop.made or loop.step % self.config.checkpoint.every == 0:
                 self._save(number, loop, steps_before)
@@ -225,6 +229,7 @@ class _Run:
     def _save(self, number: int, loop: StageLoop, steps_before: int) -> None:
         parameters = dict(self.model.vlm.named_parameters())
         judge = self.judges[number]
+        self.trackers.flush()
         self.store.save(
             steps_before + loop.step,
             tensors={
