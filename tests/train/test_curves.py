@@ -102,6 +102,7 @@ CASES = {
     "llava-next": Case("llava-next-tiny", mosaic, ("vision", "connector", "newline", "decoder")),
     # The norm between tower and Q-Former trains; transformers counts it to the tower.
     "blip2 stage 2": Case("blip2-tiny", tiles, ("connector",), ("vision_model.e", "language_model."), with_text=False),
+    "internvl-1.5": Case("internvl-1.5-tiny", tiles, ("vision", "connector", "decoder")),
     "qwen2-vl": Case("qwen2-vl-tiny", patches, ("vision", "connector", "decoder")),
 }
 

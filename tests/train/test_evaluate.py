@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from opsin.inspect.curves import read_curves
 from opsin.spec.recipe import RunConfig
 from opsin.train import RunResult, run, train_stage
 from opsin.train.log import Silence
+from train import test_runs
 from train.test_runs import Crash, crash_after, log_of
 from train.toy import DrawnSource, differing, stage, tensors_of, tiny_model, two_sources, two_stages
 
@@ -102,6 +104,31 @@ def test_evaluations_go_on_to_the_same_bits(straight, tmp_path, crashes):
     for name in ("first", "second"):
         mine, theirs = (folder / "best" / name / "model.safetensors" for folder in (output, expected_output))
         assert mine.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_evaluates_goes_on_to_the_same_bits(straight, tmp_path, monkeypatch):
+    """Kills fall anywhere, also while the best model is written."""
+    expected_output, expected = straight
+    program = test_runs.PROGRAM.replace("two_stages(", "evaluated(").replace(
+        "sources=", "held_out=held_out(), sources="
+    )
+    monkeypatch.setattr(test_runs, "PROGRAM", f"from train.test_evaluate import evaluated, held_out\n{program}")
+    for moment in range(20):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        process = test_runs.start_program(folder, pause=0.0)
+        test_runs.wait_for_line(process, "first 1")
+        time.sleep(0.03 * moment)
+        process.kill()
+        process.wait(timeout=30)
+        result = go(evaluated(folder / "out"), folder)
+        assert differing(tensors_of(result.model), tensors_of(expected.model)) == []
+        assert log_of(folder / "out") == log_of(expected_output)
+        for name in ("first", "second"):
+            mine, theirs = (out / "best" / name / "model.safetensors" for out in (folder / "out", expected_output))
+            assert mine.read_bytes() == theirs.read_bytes()
+        assert not list((folder / "out").rglob("*.tmp"))
 
 
 class Telling(Silence):

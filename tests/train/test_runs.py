@@ -293,7 +293,7 @@ print(result.status, result.steps, flush=True)
 
 def start_program(folder: Path, pause: float) -> subprocess.Popen:
     tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{tests.parent / 'src'}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PROGRAM, str(folder), str(pause)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 

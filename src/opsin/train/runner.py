@@ -8,6 +8,7 @@ OUTPUT/run.yaml         the whole config, defaults included
 """
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,6 +289,8 @@ class _Run:
             }
             _write_tensors(folder / CONNECTOR_FILE, connector)
         self.reporter.say(f"stage {stage.name!r} is done; its model is in {folder}")
+        if (best := self.output / "best" / stage.name).exists():
+            self.reporter.say(f"the model of its best evaluation is in {best}")
 
     def _open_folder(self) -> Saved | None:
         """Make the run's folder, or find where the run in it stands. Raises TrainError for a folder of other things."""
@@ -300,6 +303,8 @@ class _Run:
             self._refuse_changes(file)
         self.output.mkdir(parents=True, exist_ok=True)
         self.store.remove_unfinished()
+        for unfinished in (*self.output.glob(".*.tmp"), *self.output.glob("best/.*.tmp")):
+            shutil.rmtree(unfinished)  # models that a killed process was writing
         _write_text(file, to_yaml(self.config))
         return saved
 
