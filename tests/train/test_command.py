@@ -65,6 +65,20 @@ def test_a_run_from_files_ends_in_a_model_that_loads(project, capsys):
     assert len((project / "out" / "log.jsonl").read_text().splitlines()) == 5
 
 
+def test_a_run_is_judged_while_it_trains_and_tells_tensorboard(project, capsys):
+    pytest.importorskip("tensorboard", reason="pip install 'opsin[tensorboard]'")
+    data = "data: [{path: data.json, image_root: images}]"
+    judged = f"stages.tune.evaluate={{every: 2, metric: exact_match, max_new_tokens: 4, {data}}}"
+    assert opsin(["train", "run.yaml", "stages.tune.steps=3", "trackers=[tensorboard]", judged]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith("evaluation after step")]
+    assert [line.split(":")[0] for line in told] == ["evaluation after step 2", "evaluation after step 3"]
+    assert "exact match 0.0000 (the best so far)" in told[0]
+    assert lines[-2] == "the model of its best evaluation is in out/best/tune"
+    assert weights.load(project / "out" / "best" / "tune").tokenizer.vocab_size
+    assert list((project / "out" / "trackers" / "tensorboard").iterdir())
+
+
 def test_the_connector_of_one_run_starts_another(project, capsys):
     assert opsin(["train", "run.yaml"]) == 0
     parts = ["init={connector: out/align/connector.safetensors, decoder: out/tune}", "tokenizer=null", "output=two"]
@@ -182,4 +196,7 @@ def test_commands_and_the_run_file_of_the_documentation_are_real(project, capsys
     shown = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     config = RunConfig.parse(shown, where="docs/training.md")
     assert config.stages[1].optim.part_lr == {"connector": 1e-4}
+    judged = yaml.safe_load(text.split("## Judging")[1].split("```yaml\n")[1].split("```")[0])
+    shown["stages"][1]["evaluate"], shown["trackers"] = judged["evaluate"], judged["trackers"]
+    assert RunConfig.parse(shown, where="docs/training.md").stages[1].evaluate.patience == 5
     capsys.readouterr()
