@@ -59,20 +59,28 @@ class Watch:
                     tensor.register_hook(partial(self._check, text=text))
 
     def _check(self, tensor: Tensor, text: str, module: nn.Module | None = None) -> None:
-        if self.found is None and not torch.isfinite(tensor).all():
+        if self.found is None and not _is_finite(tensor):
             self.found = text + ("" if module is None else _own_tensors(module))
             self.samples = self._names
 
 
 def _own_tensors(module: nn.Module) -> str:
     """What is wrong with a module's own tensors, if anything."""
-    bad = [name for name, value in module.named_parameters() if not torch.isfinite(value).all()]
+    bad = [name for name, value in module.named_parameters() if not _is_finite(value)]
     return f", and its tensor {bad[0]!r} is not finite itself" if bad else ""
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Of a tensor that processes share, each looks at its own part: one that asks the others alone waits for ever."""
+    from torch.distributed.tensor import DTensor  # half a second that only a failed step pays
+
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return bool(torch.isfinite(local).all())
 
 
 def bad_gradients(trained: Mapping[str, nn.Parameter]) -> list[str]:
     """Names of the tensors whose gradient is not finite."""
-    return [name for name, p in trained.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    return [name for name, p in trained.items() if p.grad is not None and not _is_finite(p.grad)]
 
 
 def listed(names: Iterable[str]) -> str:

@@ -139,9 +139,8 @@ class Trackers:
         for kind in config.trackers:
             try:
                 self._open[kind] = OPEN[kind](config, folder, self._step)
-            except ConfigError:
-                raise
             except Exception as error:
+                self.close()
                 raise TrainError(f"{kind} cannot be started: {error}. Mend it, or take it out of trackers.") from None
         for step, values in enumerate(points, start=1):
             self._write(step, values)
