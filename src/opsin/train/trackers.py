@@ -196,7 +196,7 @@ def values_of(row: Mapping[str, Any]) -> dict[str, float]:
 def _points(log: Path) -> Iterator[dict[str, float]]:
     """One for each step of the log, that of an evaluation after it included."""
     point: dict[str, float] | None = None
-    for line in log.read_text(encoding="utf-8").splitlines():
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
         row = json.loads(line)
         if "evaluation" in row and point is not None:
             point |= values_of(row)
