@@ -20,7 +20,7 @@ from opsin.spec.recipe import Evaluation
 from opsin.text.messages import Conversation
 from opsin.train.loop import StageLoop, reproducible
 from opsin.train.prepare import PreparedStage, prepare_stage, stage_config
-from opsin.weights import Model
+from opsin.weights import Model, RetrievalModel
 
 ANSWERS_AT_ONCE = 16
 
@@ -41,7 +41,7 @@ class EvaluationRow(TypedDict):
 class Judge:
     """Evaluates one stage when it is due, and remembers what came out."""
 
-    def __init__(self, evaluation: Evaluation, prepared: PreparedStage, model: Model) -> None:
+    def __init__(self, evaluation: Evaluation, prepared: PreparedStage, model: Model | RetrievalModel) -> None:
         """prepared: the stage with the held-out data in place of its own."""
         self.evaluation = evaluation
         self.feed = prepared.feed
@@ -120,6 +120,7 @@ class Judge:
 
     def _exact_match(self) -> float:
         """Share of samples whose last answer comes out word for word."""
+        assert isinstance(self.model, Model)
         tokenizer = self.model.tokenizer
         encoder = Encoder(stage_config(self.model.config, self.feed.stage), tokenizer)
         sampling = Sampling(max_new_tokens=self.evaluation.max_new_tokens)
@@ -144,7 +145,7 @@ class Judge:
         return replace(sample, messages=sample.messages[:-1]), sample.messages[-1].text
 
 
-def prepare_judge(prepared: PreparedStage, model: Model, source: Source | None) -> Judge | None:
+def prepare_judge(prepared: PreparedStage, model: Model | RetrievalModel, source: Source | None) -> Judge | None:
     """What judges a stage; None where it asks for nothing.
 
     source: held-out samples, used instead of the evaluation's own `data`. Raises ConfigError where there are none.
@@ -154,9 +155,11 @@ def prepare_judge(prepared: PreparedStage, model: Model, source: Source | None) 
         return None
     if source is None and not evaluation.data:
         raise ConfigError(f"stage {stage.name!r}: evaluate names no data; list files under evaluate.data")
+    if evaluation.metric == "exact_match" and not isinstance(model, Model):
+        raise ConfigError(f"stage {stage.name!r}: a model that compares gives no answers; set evaluate.metric: loss")
     held_out = prepare_stage(
         stage.replace(name=f"{stage.name}.evaluate", data=evaluation.data, sampler="shuffle"),
-        module=model.vlm,
+        module=model.module,
         model=model.config,
         tokenizer=model.tokenizer,
         seed=prepared.feed.seed,

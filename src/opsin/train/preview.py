@@ -7,14 +7,21 @@ from torch import nn
 
 from opsin.data.feed import Feed
 from opsin.errors import OpsinError
-from opsin.spec.model import VLMConfig
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.train.config import to_yaml
 from opsin.train.optim import make_groups
-from opsin.train.prepare import describe_model, describe_trainable, prepare_stage, stage_config, tokenizer_name
-from opsin.train.trainable import Trainable, choose, idle_tensors
-from opsin.weights.init import on_meta
+from opsin.train.prepare import (
+    Described,
+    describe_run,
+    describe_trainable,
+    on_meta,
+    prepare_stage,
+    published_samples,
+    stage_trainable,
+    tokenizer_name,
+)
+from opsin.train.trainable import Trainable
 
 TRIED_SAMPLES = 16
 """Samples that are encoded to estimate how long all are."""
@@ -26,20 +33,20 @@ BYTES_FROZEN = 4
 def preview(config: RunConfig) -> Iterator[str]:
     """Lines to print. Raises for what is wrong with the config; data that is not here yet is told of."""
     yield to_yaml(config).rstrip()
-    model = describe_model(config.model)
+    model = describe_run(config)
     module = on_meta(model)
     tokenizer, missing = _local_tokenizer(config)
     for number, stage in enumerate(config.stages, start=1):
         yield ""
         yield f"stage {number} of {len(config.stages)}: {stage.name}"
-        trainable = choose(module, stage.trainable, idle=idle_tensors(module, stage_config(model, stage)))
+        trainable = stage_trainable(module, model, stage)
         yield from describe_trainable(module, trainable)
         yield f"weights, gradients and optimizer take {_state_bytes(module, stage, trainable) / 2**30:,.2f} GiB"
         yield from _describe_data(stage, module, model, tokenizer, missing, config.seed)
 
 
 def _describe_data(
-    stage: Stage, module: nn.Module, model: VLMConfig, tokenizer: Tokenizer | None, missing: str, seed: int
+    stage: Stage, module: nn.Module, model: Described, tokenizer: Tokenizer | None, missing: str, seed: int
 ) -> Iterator[str]:
     try:
         feed = prepare_stage(stage, module=module, model=model, tokenizer=tokenizer, seed=seed).feed
@@ -50,6 +57,13 @@ def _describe_data(
         yield missing if tokenizer is None else _estimate(feed)
     except OpsinError as error:
         yield f"the data cannot be used yet: {error}"
+        if count := published_samples(stage):
+            per_epoch = -(-count // stage.batch.samples)
+            steps = stage.steps or max(1, round((stage.epochs or 0) * per_epoch))
+            yield (
+                f"by the published counts: {count:,} samples per epoch, {stage.batch.samples:,} per step: {steps:,} "
+                f"steps, {steps / per_epoch:.2f} epochs"
+            )
 
 
 def _estimate(feed: Feed) -> str:
