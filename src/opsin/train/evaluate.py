@@ -155,8 +155,8 @@ def prepare_judge(prepared: PreparedStage, model: Model | RetrievalModel, source
         return None
     if source is None and not evaluation.data:
         raise ConfigError(f"stage {stage.name!r}: evaluate names no data; list files under evaluate.data")
-    if evaluation.metric != "loss" and isinstance(model, RetrievalModel):
-        raise ConfigError(f"stage {stage.name!r}: a model that compares gives no answers; evaluate by metric: loss")
+    if evaluation.metric == "exact_match" and not isinstance(model, Model):
+        raise ConfigError(f"stage {stage.name!r}: a model that compares gives no answers; set evaluate.metric: loss")
     held_out = prepare_stage(
         stage.replace(name=f"{stage.name}.evaluate", data=evaluation.data, sampler="shuffle"),
         module=model.module,

@@ -314,7 +314,7 @@ class _Run:
 
     def _write_model(self, folder: Path) -> None:
         if isinstance(self.model, RetrievalModel):
-            shutil.rmtree(folder, ignore_errors=True)  # the last checkpoint holds it all
+            shutil.rmtree(folder, ignore_errors=True)  # a checkpoint holds it all, or leads to it again
             weights.export_retriever(folder, self.model.retriever, tokenizer=self.model.tokenizer)
         else:
             weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
