@@ -213,7 +213,7 @@ class RunConfig(Spec):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; each writes a folder of its name")
-            if name in {"checkpoints", "run.yaml", "log.jsonl"}:
+            if name in {"checkpoints", "run.yaml", "log.jsonl", "left_out.jsonl"}:
                 raise ValueError(f"a stage cannot be called {name!r}: the run itself writes there")
         return self
 

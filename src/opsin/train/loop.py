@@ -110,11 +110,12 @@ class StageLoop:
 
     def _one_step(self, stream: "_Stopwatch[Encoded]") -> Row:
         started, waited = time.perf_counter(), stream.seconds
-        shortened, left_out = self.feed.num_shortened, len(self.feed.ledger.entries)
+        shortened = self.feed.num_shortened
         num_samples = len(self.feed.step_samples(self.step))
         groups = passes(islice(stream, num_samples), self.stage.batch)
         with reproducible(self.device, derive_seed(self.feed.seed, self.stage.name, "step", self.step)):
             done = [self._one_pass(group) for group in groups]
+            left_out = self.feed.settle(self.step)
             image_tokens = sum(one.image_tokens for one in done)
             self._check_gradients(with_pictures=image_tokens > 0)
             loss, norm = self._finish_gradient(done)
@@ -132,7 +133,7 @@ class StageLoop:
             lr=self.optimizer.rates(factor),
             samples=num_samples,
             shortened=self.feed.num_shortened - shortened,
-            left_out=len(self.feed.ledger.entries) - left_out,
+            left_out=len(left_out),
             passes=len(done),
             tokens=sum(one.tokens for one in done),
             image_tokens=image_tokens,
