@@ -274,7 +274,7 @@ class RunConfig(Spec):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; each writes a folder of its name")
-            if name in {"checkpoints", "run.yaml", "log.jsonl", "best", "trackers"}:
+            if name in {"checkpoints", "run.yaml", "log.jsonl", "left_out.jsonl", "best", "trackers"}:
                 raise ValueError(f"a stage cannot be called {name!r}: the run itself writes there")
         if len({stage.objective == "blip2_stage1" for stage in self.stages}) > 1:
             raise ValueError(
