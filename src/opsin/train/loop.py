@@ -1,9 +1,10 @@
 """The training loop of one stage: read, forward, backward, check, update. All else hangs on the rows it yields."""
 
+import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -20,7 +21,8 @@ from opsin.encode import Encoded
 from opsin.errors import TrainError
 from opsin.nn.vlm import VLM
 from opsin.train.blocks import prepared_blocks
-from opsin.train.objectives import Objective
+from opsin.train.culprit import Watch, bad_gradients, listed
+from opsin.train.objectives import Loss, Objective
 from opsin.train.optim import Optimizer, rate_factor
 from opsin.train.parallel import Step, TogetherError, World, local
 from opsin.train.trainable import GradientCheck, Trainable, set_trainable
@@ -44,6 +46,10 @@ class Row(TypedDict):
     lr: dict[str, float]
     """Learning rate of each group of tensors."""
     samples: int
+    shortened: int
+    """Of these, how many were too long and were cut to fit (`overlong`)."""
+    left_out: int
+    """How many others were bad or too long and were replaced (`left_out.jsonl`)."""
     passes: int
     """How many times the model ran, in each process: the samples of a step are cut into passes (accumulation)."""
     tokens: int
@@ -90,12 +96,11 @@ class StageLoop:
         self.stage = feed.stage
         self.precision = precision
         self.workers = workers
-        self._blocks = partial(prepared_blocks, module, recompute=activations == "recompute", compiled=compiled)
         self.world = world or World()
         self.device = self.world.device
-        self._step = Step(module, objective)
-        low = torch.bfloat16 if precision == "bfloat16" else None
-        self.world.split(self._step, low=low)
+        self._blocks = partial(prepared_blocks, module, recompute=activations == "recompute", compiled=compiled)
+        self._under = Step(module, objective)
+        self.world.split(self._under, low=torch.bfloat16 if precision == "bfloat16" else None)
         self.trained = set_trainable(module, trainable)
         self.optimizer = Optimizer(self.trained, self.stage.optim)
         self.num_steps = feed.num_steps
@@ -103,35 +108,66 @@ class StageLoop:
         """Steps done."""
         self._check_gradients = GradientCheck(module, self.trained)
 
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return self._under.objective
+
+    @objective.setter
+    def objective(self, objective: Objective) -> None:
+        self._under.objective = objective
+
     def rows(self) -> Iterator[Row]:
         """Train from where the stage stands to its end; one row after each update."""
         self.module.train()
         try:
-            stream = self.feed.stream(self.step, workers=self.workers, share=self.world.share)
-            with self._blocks(), closing(stream) as samples:
-                watched = _Stopwatch(samples)
+            with self._blocks(), closing(self._stream(workers=self.workers)) as samples:
+                stream = _Stopwatch(samples)
                 while self.step < self.num_steps:
-                    yield self._one_step(watched)
+                    yield self._one_step(stream)
         finally:
             self.module.eval()
 
+    def end(self) -> None:
+        """Let the stage end with the step that was made last."""
+        self.num_steps = self.step
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Inside, the module does not train, and its methods can be called by all processes at once."""
+        self.module.eval()
+        with torch.no_grad(), self.world.joined(self._under):
+            yield
+        self.module.train()
+
+    def _stream(self, *, workers: int) -> Generator[Encoded, None, None]:
+        """This process' samples from the step that is due."""
+        return self.feed.stream(self.step, workers=workers, share=self.world.share)
+
     def _one_step(self, stream: "_Stopwatch[Encoded]") -> Row:
         started, waited = time.perf_counter(), stream.seconds
-        samples = self.feed.step_samples(self.step)
-        groups = passes(islice(stream, len(self.world.share(samples))), self.stage.batch)
-        others = [self.world.rank] if self.world.rank else []  # each process draws its own numbers
-        with reproducible(self.device, derive_seed(self.feed.seed, self.stage.name, "step", self.step, *others)):
-            done = [self._one_pass(group, pictures) for group, pictures in self.world.rounds(groups)]
+        shortened = self.feed.num_shortened
+        with self._randomness():
+            done = [self._one_pass(*one) for one in self.rounds(self._groups(stream))]
+            left_out = self._settle()
             total, *counts = self.world.sums(
                 float(torch.stack([one.total for one in done]).double().sum()),
                 sum(one.count for one in done),
+                sum(len(one.names) for one in done),
                 sum(one.tokens for one in done),
                 sum(one.image_tokens for one in done),
+                self.feed.num_shortened - shortened,
             )
-            count, tokens, image_tokens = map(int, counts)
+            count, num_samples, tokens, image_tokens, num_shortened = map(int, counts)
             self._check_gradients(with_pictures=image_tokens > 0)
             loss, norm = self._finish_gradient(done, total, count)
-            factor = rate_factor(self.stage.schedule, self.step, self.num_steps)
+            factor = rate_factor(
+                self.stage.schedule,
+                self.step,
+                self.num_steps,
+                lr=self.stage.optim.lr,
+                steps_per_epoch=self.feed.steps_per_epoch,
+            )
             self.optimizer.step(factor)
         for parameter in self.trained.values():
             parameter.grad = None
@@ -143,7 +179,9 @@ class StageLoop:
             loss=loss,
             grad_norm=norm,
             lr=self.optimizer.rates(factor),
-            samples=len(samples),
+            samples=num_samples,
+            shortened=num_shortened,
+            left_out=left_out,
             passes=len(done),
             tokens=tokens,
             image_tokens=image_tokens,
@@ -152,41 +190,55 @@ class StageLoop:
             data_seconds=stream.seconds - waited,
         )
 
-    def _one_pass(self, samples: list[Encoded] | None, pictures: bool) -> _Pass:
-        """Forward and backward. The gradient of the sum over tokens is added to those of the step's other passes.
+    def _randomness(self) -> AbstractContextManager[None]:
+        """What random numbers and orders of sums follow from: the step's number."""
+        others = [self.world.rank] if self.world.rank else []  # each process draws its own
+        return reproducible(self.device, derive_seed(self.feed.seed, self.stage.name, "step", self.step, *others))
 
-        samples: None runs the step's first sample in their place, for nothing. pictures: the tower has to run.
+    def _settle(self) -> int:
+        """Tell all processes what each left out of the step, which is over when it was too much. How many there are."""
+        found = [json.dumps(entry) for entry in self.feed.found]
+        with self.world.agreed():
+            everything = [json.loads(entry) for entries in self.world.lists(found) for entry in entries]
+            return len(self.feed.settle(self.step, everything))
+
+    def _groups(self, samples: Iterator[Encoded]) -> Iterator[list[Encoded]]:
+        """The samples of each of this process' passes of the step that is due."""
+        due = self.world.share(self.feed.step_samples(self.step))
+        return passes(islice(samples, len(due)), self.stage.batch)
+
+    def rounds(self, groups: Iterator[list[Encoded]]) -> Iterator[tuple[list[Encoded], bool]]:
+        """`World.rounds`, with an empty list where this process has no samples left and others have."""
+        alone_allowed = not getattr(self.objective, "compares_samples", False)
+        return self.world.rounds(groups, alone_allowed=alone_allowed, where=f"stage {self.stage.name!r}")
+
+    def loss_of(self, samples: list[Encoded], pictures: bool) -> Loss:
+        """The samples of one pass through the model.
+
+        samples: where there are none, the stage's first runs in their place, for nothing. pictures: whether some
+        process has any, so that the tower has to run.
         """
-        stand_in = samples is None
-        if samples is None:
-            samples = [self._stand_in()]
-        batch = (pack if self.stage.batch.form == "pack" else pad)(samples)
+        chosen = samples or [self.feed.load_or_replace(0, *self.feed.step_samples(0)[0]).sample]
+        batch = (pack if self.stage.batch.form == "pack" else pad)(chosen)
         if pictures and batch.patches is None and isinstance(self.module, VLM):
             batch = with_blank_picture(batch, self.module.config)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            total, count = self._step(batch.to(self.device))
-        if not total.requires_grad:
+            total, count = self._under(batch.to(self.device))
+        return Loss(total, count) if samples else Loss(total * 0, 0)
+
+    def _one_pass(self, samples: list[Encoded], pictures: bool) -> _Pass:
+        """Forward and backward. The gradient of the sum over tokens is added to those of the step's other passes."""
+        loss = self.loss_of(samples, pictures)
+        if not loss.total.requires_grad:
             raise TrainError(f"stage {self.stage.name!r}: the loss depends on no tensor that trains")
-        if stand_in:
-            samples, total, count = [], total * 0, 0
-        total.backward()
+        loss.total.backward()
         return _Pass(
             names=[sample.name for sample in samples],
             tokens=sum(sample.num_tokens for sample in samples),
             image_tokens=sum(sample.num_image_tokens for sample in samples),
-            total=total.detach(),
-            count=count,
+            total=loss.total.detach(),
+            count=loss.count,
         )
-
-    def _stand_in(self) -> Encoded:
-        """A sample for a process that has none left while others have."""
-        if getattr(self._step.objective, "compares_samples", False):
-            raise TrainError(
-                f"stage {self.stage.name!r}, step {self.step + 1}: its objective compares the samples of all "
-                f"processes, but process {self.world.rank} of {self.world.size} has none left while others have. Take "
-                "batch.samples that the number of processes divides, and no micro_samples or micro_tokens."
-            )
-        return self.feed.load(*self.feed.step_samples(self.step)[0])
 
     def _finish_gradient(self, done: Sequence[_Pass], total: float, count: int) -> tuple[float, float]:
         """Turn the summed gradient into that of the mean, and shorten it. Returns the mean loss and the norm.
@@ -210,28 +262,32 @@ class StageLoop:
         return loss, norm
 
     def _not_finite(self, done: Sequence[_Pass], loss: float, norm: float) -> TrainError:
+        world = self.world
+        tensors = dict.fromkeys(name for each in world.lists(bad_gradients(self.trained)) for name in each)
+        watch = self._run_again()
+        where = next(filter(None, world.texts(watch.found or "")), "every output and gradient of a module is finite")
+        everyone = [name for one in done for name in one.names]
         guilty = [name for one in done if not torch.isfinite(one.total) for name in one.names]
-        bad = [name for name, p in self.trained.items() if p.grad is not None and not local(p.grad).isfinite().all()]
-        names = self.world.lists(guilty)
-        if not any(names):
-            names = self.world.lists([name for one in done for name in one.names])
-        tensors = list(dict.fromkeys(name for each in self.world.lists(bad) for name in each))
-        concerned = [
-            _listed(each) if self.world.size == 1 else f"{_listed(each)} (process {rank})"
-            for rank, each in enumerate(names)
-            if each
-        ]
-        return (TrainError if self.world.size == 1 else TogetherError)(
+        names = next(filter(any, map(world.lists, (guilty, watch.samples, everyone))), [[]])
+        concerned = [f"{listed(each)}{world.named(rank)}" for rank, each in enumerate(names) if each]
+        return (TrainError if world.size == 1 else TogetherError)(
             f"stage {self.stage.name!r}, step {self.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}. "
-            f"Nothing was updated. Samples of the passes concerned: {'; '.join(concerned)}."
-            + (f" Tensors whose gradient is not finite: {_listed(tensors)}." if tensors else "")
+            f"Nothing was updated. Samples of the passes concerned: {'; '.join(concerned)}. Computed once more: "
+            f"{where}."
+            + (f" Tensors whose gradient is not finite: {listed(tensors)}." if tensors else "")
             + " Look at these samples, or lower the learning rate."
         )
 
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:8])
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    def _run_again(self) -> Watch:
+        """The failed step's passes, watched: all of them, as processes that share a step have to run as many."""
+        for parameter in self.trained.values():
+            parameter.grad = None
+        watch = Watch(self.module, self.objective)
+        self.objective = watch.objective
+        with closing(self._stream(workers=0)) as samples, self._randomness(), watch.watching():
+            for one in self.rounds(self._groups(samples)):
+                self._one_pass(*one)
+        return watch
 
 
 @contextmanager

@@ -99,6 +99,10 @@ class World:
         """The lists of all processes."""
         return [json.loads(text) for text in self.texts(json.dumps(list(items)))]
 
+    def named(self, rank: int) -> str:
+        """A process for a message; nothing where there is one."""
+        return "" if self.size == 1 else f" (process {rank})"
+
     def told(self, text: str) -> str:
         """The text of the first process."""
         return self.texts(text)[0]
@@ -130,23 +134,33 @@ class World:
                 texts[first] if common else f"process {first} of {self.size}: {texts[first]}"
             ) from error
 
-    def rounds(self, groups: Iterator[list[Encoded]]) -> Iterator[tuple[list[Encoded] | None, bool]]:
+    def rounds(
+        self, groups: Iterator[list[Encoded]], *, alone_allowed: bool, where: str
+    ) -> Iterator[tuple[list[Encoded], bool]]:
         """The passes of a step, those of all processes beside one another.
 
-        Gives this process' own (None when it has none left and others have) and whether any of them shows a picture.
+        Gives this process' own (empty when it has none left and others have) and whether any of them shows a picture.
+        alone_allowed: whether some may have none while others have. where: for the message when they may not.
         """
         while True:
-            group, error = None, None
+            group: list[Encoded] = []
+            error = None
             try:
-                group = next(groups, None)
+                group = next(groups, [])
             except OpsinError as raised:
                 error = raised
-            pictures = any(sample.images for sample in group or ())
-            failed, more, pictures = self.any(error is not None, group is not None, pictures)
+            pictures = any(sample.images for sample in group)
+            failed, some, none, pictures = self.any(error is not None, bool(group), not group, pictures)
             if failed:
                 self.raise_any(error)
-            if not more:
+            if not some:
                 return
+            if none and not alone_allowed:
+                raise TogetherError(
+                    f"{where}: its objective compares the samples of all {self.size} processes, but one of them has "
+                    "none left while others have. Take numbers of samples that the number of processes divides, and "
+                    "no micro_samples or micro_tokens."
+                )
             yield group, pictures
 
     def split(self, step: "Step", *, low: torch.dtype | None) -> None:
@@ -177,6 +191,17 @@ class World:
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # sums: the step divides them, by the taught tokens of all
                 module.set_force_sum_reduction_for_comms(True)
+
+    @contextmanager
+    def joined(self, step: "Step") -> Iterator[None]:
+        """Inside, methods of a split module work as those of a whole one, if all processes call them."""
+        if isinstance(step, FSDPModule):
+            step.unshard()
+        try:
+            yield
+        finally:
+            if isinstance(step, FSDPModule):
+                step.reshard()
 
     def add_up(self, gradients: Iterable[Tensor]) -> None:
         """Add up the gradients of parameters that are not split; FSDP2 has done so with the others."""
