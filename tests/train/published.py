@@ -15,6 +15,13 @@ PUBLISHED = {
     "llava/scienceqa": {"lr": 2e-5, "batch": 128, "tokens": 2048, "samples": 12_726, **LLAVA, "epochs": 12},
     "llava-1.5/pretrain": {"lr": 1e-3, "batch": 256, "tokens": 2048, "samples": 558_128, "side": 336, **LLAVA},
     "llava-1.5/finetune": {"lr": 2e-5, "batch": 128, "tokens": 2048, "samples": 665_298, **LLAVA},
+    "llava-1.5/finetune-hd": {
+        "lr": 2e-5,
+        "batch": 128,
+        "samples": 665_298,
+        "parts": "connector newline decoder",
+        **LLAVA,
+    },
     "llava-next/pretrain": {"lr": 1e-3, "batch": 256, "tokens": 2048, "samples": 558_128, "side": 336, **LLAVA},
     "llava-next/finetune": {
         "lr": 2e-5,
