@@ -35,7 +35,7 @@ def train(
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if recipe is None:
         for name in recipe_names():
-            console.print(f"{name:<22}{(RECIPES / f'{name}.yaml').read_text(encoding='utf-8').splitlines()[0][2:]}")
+            console.print(f"{name:<27}{(RECIPES / f'{name}.yaml').read_text(encoding='utf-8').splitlines()[0][2:]}")
         return
     config = read_run(recipe, overrides or [])
     if dry_run:
