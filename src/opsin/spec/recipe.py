@@ -1,6 +1,6 @@
 """A training run as one value: what is trained in which stage, on which data, and how."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,9 +16,10 @@ RANDOM = "random"
 
 
 class DataFile(Spec):
-    """One file of conversations (LLaVA JSON, JSONL and the other shapes that `text.messages` reads)."""
+    """Conversations, in any shape and container that `docs/data.md` lists."""
 
     path: str
+    """A file, a folder, or several shards: `shard-{000..010}.tar`, `*.parquet`. `#500` behind it is a limit."""
     image_root: str | None = None
     """Folder that relative picture paths start from; the file's own folder when not given."""
     limit: int | None = Field(default=None, ge=1)
@@ -28,6 +29,26 @@ class DataFile(Spec):
     count: int | None = Field(default=None, ge=1)
     """How many samples the published data had. It decides nothing: a dry run counts with it where the file is not
     there."""
+    weight: float | None = Field(default=None, gt=0)
+    """The file's share of an epoch, relative to the others' weights. The epoch is as long as all files together."""
+    format: Literal["auto", "json", "parquet", "tar", "arrow"] = "auto"
+    """The container; `auto` tells by the first bytes."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Keys that the file calls otherwise: {caption: title} reads `title` as the caption."""
+    prompt: str | None = None
+    """What is said beside a picture; {} is the record's own question. For captions, questions and boxes alone."""
+    box: Literal["xywh", "xyxy"] = "xywh"
+    """The four numbers of a record's `bbox`: left, top, width, height, or left, top, right, bottom."""
+    answers: str | None = None
+    """VQA v2's file of annotations; found beside that of the questions when it has its published name."""
+    split: str | None = None
+    """ScienceQA's split; `train` when not given."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.weight is not None and self.repeat != 1:
+            raise ValueError("has both weight and repeat; either says how often the file is seen")
+        return self
 
 
 class BatchSize(Spec):
@@ -100,6 +121,42 @@ class Schedule(Spec):
 Objective = Literal["next_token", "blip2_stage1"]
 
 
+Overlong = Literal["error", "drop", "truncate", "trim_turns", "trim_oldest_turns", "shrink_picture"]
+
+
+class BadSamples(Spec):
+    """What becomes of a sample that cannot be used: written as `fail`, `skip`, or `{policy: skip, max_share: 0.01}`."""
+
+    policy: Literal["fail", "skip"] = "fail"
+    """`fail`: the run stops and names it. `skip`: another sample takes its place, and `left_out.jsonl` tells of it."""
+    max_share: float = Field(default=0.001, gt=0, le=1)
+    """Most samples of an epoch that may be skipped, as a share of the data; one is always allowed. One more stops the
+    run within the step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        return {"policy": data} if isinstance(data, str) else data
+
+
+class Evaluation(Spec):
+    """How a stage is judged while it trains, on data that it does not train on.
+
+    The model of the best evaluation stays in OUTPUT/best/STAGE.
+    """
+
+    data: tuple[DataFile, ...] = ()
+    every: int = Field(ge=1)
+    """Optimizer steps between two evaluations. The end of the stage is always one."""
+    metric: Literal["loss", "exact_match"] = "loss"
+    """What decides which is best. `exact_match`: the share of samples whose last answer the model gives word for word,
+    always taking the likeliest token; the loss is logged with it."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest answer, for `exact_match`."""
+    patience: int | None = Field(default=None, ge=1)
+    """The stage ends after so many evaluations in a row without a new best. None: it goes on to its end."""
+
+
 class Stage(Spec):
     """One stage: what trains, on what, how."""
 
@@ -120,8 +177,10 @@ class Stage(Spec):
     """How pictures are cut in this stage; the model's own when not given."""
     max_tokens: int | None = Field(default=None, ge=2)
     """Longest conversation, pictures included; the model's own limit when not given."""
-    overlong: Literal["error", "truncate"] = "error"
-    """A longer conversation stops the run, or loses its end. A picture is never cut."""
+    overlong: Overlong = "error"
+    """What becomes of a longer conversation; `data.overlong` explains each. A picture is never cut."""
+    bad_samples: BadSamples = BadSamples()
+    """What becomes of samples that cannot be read, shown or learnt from: `fail`, `skip`, or a limit for skipping."""
     sampler: Literal["shuffle", "modality_length"] = "shuffle"
     """`modality_length`: steps of one kind (with pictures or without) and of similar lengths, as LLaVA groups them."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
@@ -135,6 +194,9 @@ class Stage(Spec):
     """Passes over the data."""
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps, which count instead of `epochs` where both are given."""
+
+    evaluate: Evaluation | None = None
+    """Judge the model while it trains, end early, keep the best."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -199,6 +261,9 @@ class RunConfig(Spec):
     checkpoint: Checkpoints = Checkpoints()
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines on the screen. The log file has every step."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Programs that are told every step too. W&B and MLflow take project, name and place from their own environment
+    variables."""
     stages: tuple[Stage, ...]
 
     @model_validator(mode="after")
@@ -209,7 +274,7 @@ class RunConfig(Spec):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; each writes a folder of its name")
-            if name in {"checkpoints", "run.yaml", "log.jsonl"}:
+            if name in {"checkpoints", "run.yaml", "log.jsonl", "left_out.jsonl", "best", "trackers"}:
                 raise ValueError(f"a stage cannot be called {name!r}: the run itself writes there")
         if len({stage.objective == "blip2_stage1" for stage in self.stages}) > 1:
             raise ValueError(
@@ -224,5 +289,5 @@ class RunConfig(Spec):
         return self.stages[0].objective == "blip2_stage1"
 
 
-MACHINE_KEYS = ("output", "device", "workers", "checkpoint", "log_every")
+MACHINE_KEYS = ("output", "device", "workers", "checkpoint", "log_every", "trackers")
 """Settings that may change when a run goes on: they say where and how it is run, not what is computed."""
