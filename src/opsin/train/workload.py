@@ -74,15 +74,14 @@ def find_workload(
     trained: names of the tensors that train. missing: why there is no tokenizer.
     """
     per_epoch, feed, problem = published_samples(stage), None, ""
-    if isinstance(model, VLMConfig):
-        try:
-            feed = prepare_stage(stage, module=module, model=model, tokenizer=tokenizer, seed=config.seed).feed
-            per_epoch = len(feed.source)
-            if tokenizer is not None and typical is None:
-                return _measured(feed)
-            problem = missing
-        except OpsinError as error:
-            problem = f"the data cannot be used yet: {error}"
+    try:
+        feed = prepare_stage(stage, module=module, model=model, tokenizer=tokenizer, seed=config.seed).feed
+        per_epoch = len(feed.source)
+        if tokenizer is not None and typical is None:
+            return _measured(feed)
+        problem = missing
+    except OpsinError as error:
+        problem = f"the data cannot be used yet: {error}"
     typical = typical or (CONVERSATION if any(name.startswith("decoder.") for name in trained) else CAPTION)
     count = "" if feed is not None or per_epoch is None else "the published number of samples, each with "
     return Workload(
