@@ -345,6 +345,35 @@ def test_another_object_is_refused_with_its_keys(tmp_path: Path) -> None:
         FileSource(path)
 
 
+# ---- hub -------------------------------------------------------------------------------------------------------------
+
+
+def test_files_of_the_hub_are_downloaded_once_and_read_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def snapshot_download(repository: str, **options: Any) -> str:
+        asked.append((repository, options))
+        (tmp_path / "data").mkdir(exist_ok=True)
+        for number in range(2):
+            shard(tmp_path / f"data/part-{number}.tar", 10 * number, 3)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    source = FileSource("hf://datasets/someone/pictures@v1/data/part-{0..1}.tar#4")
+    assert len(source) == 4
+    patterns = ["data/part-0.tar", "data/part-1.tar"]
+    assert asked == [("someone/pictures", {"repo_type": "dataset", "revision": "v1", "allow_patterns": patterns})]
+    with pytest.raises(DataError, match="is an address of a kind that is not read"):
+        FileSource("https://example.org/x.json")
+
+    def refuse(repository: str, **options: Any) -> str:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(DataError, match="someone/pictures is not, or not wholly, in the local cache"):
+        FileSource("hf://datasets/someone/pictures/x.json")
+
+
 # ---- mixtures --------------------------------------------------------------------------------------------------------
 
 
