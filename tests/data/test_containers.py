@@ -280,7 +280,9 @@ def test_coco_captions_are_one_record_for_each_annotation(tmp_path: Path) -> Non
         check_any_order(source, length=2)
         assert [told(source.sample(n, 0)) for n in range(2)] == [["u: [0]", "a: one"], ["u: [0]", "a: two"]]
     path.write_text(json.dumps({**whole, "annotations": [*notes, {"image_id": 8, "caption": "x"}]}))
-    with pytest.raises(DataError, match=r"annotation 3 \(line 1\): its image_id 8 is not among the 1 images"):
+    with pytest.raises(
+        DataError, match=r"annotation 3 \(line 1\): its image_id '8' is not among the 1 images with a file_name"
+    ):
         FileSource(path)
     path.write_text(json.dumps({**whole, "annotations": [{"image_id": 9, "bbox": [1, 2, 3, 4], "caption": "the cat"}]}))
     assert told(FileSource(path).sample(0, 0))[1] == "a: (1, 2, 4, 6 pixels)"

@@ -1,7 +1,10 @@
 """Every shape of docs/data.md is read as it says: the examples of that page, and what they become."""
 
+import copy
 import json
+import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,11 @@ import pytest
 from data.containers import png, write_json, write_tar
 from opsin.data.files import DatasetSource, FileSource
 from opsin.data.shapes import Shaper
-from opsin.errors import DataError
+from opsin.errors import DataError, MessageError
 from opsin.text.grounding import Box
 from opsin.text.messages import BoxPart, Conversation, ImagePart, NamePart, VideoPart
+from opsin.text.parse import read
+from opsin.text.record import to_record
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 EXAMPLES: dict[str, Any] = {
@@ -192,3 +197,50 @@ def test_what_is_wrong_with_a_record_is_told_with_its_kind(
     assert source.bad[1].where == source.where(1) == f"{path} record 2 (line 2)"
     with pytest.raises(DataError, match=message):
         source.sample(1, 0)
+
+
+JUNK: list[Any] = [
+    *(None, 1, -1, 1.5, float("inf"), True, "", "x", "<image>", "<bbox>", "<ref-object>", "\ud800", b"", b"x"),
+    *([], {}, [None], [[]], [{}], {"a": 1}, [1, 2, 3, 4], [9, 9, 1, 1], ["a", "b"], "<img>a</img>"),
+    *("<box>[[1, 2, 3, 4]]</box>", "<ref>a</ref><box>(1,2),(3,4)</box>"),
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value inside one."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        yield (*path, key)
+        yield from places(each, (*path, key))
+
+
+def test_whatever_a_record_holds_it_is_read_or_refused() -> None:
+    """What is read survives being written down, what is refused is refused with its kind; nothing else is raised."""
+    draw = random.Random(0)
+    read_well, kinds, unwritten = 0, set(), set()
+    for _ in range(4000):
+        record = copy.deepcopy(draw.choice(list(EXAMPLES.values())))
+        for _ in range(draw.randrange(1, 4)):
+            *way, last = draw.choice(list(places(record)) or [("id",)])
+            owner = record
+            for key in way:
+                owner = owner[key]
+            if draw.random() < 0.2 and last in (owner if isinstance(owner, dict) else range(len(owner))):
+                del owner[last]
+            else:
+                owner[last] = copy.deepcopy(draw.choice(JUNK))
+        try:
+            conversation = read(Shaper().shape(record))
+        except MessageError as error:
+            kinds.add(error.kind)
+            continue
+        read_well += 1
+        try:
+            record = to_record(conversation)
+        except MessageError as error:
+            unwritten.add(error.kind)
+            continue
+        assert read(record) == conversation
+    assert 200 < read_well < 2000
+    assert "" not in kinds
+    assert unwritten <= {"marks"}

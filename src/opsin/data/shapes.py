@@ -144,7 +144,11 @@ class Shaper:
             self._check_box(record, numbers)
         return {
             "messages": _exchange(_shown(record), (self.prompt or LOCATE).replace("{}", "<ref-object>"), "<bbox>"),
-            "objects": {"ref": [_next(expression, epoch, key)], "bbox": [list(numbers)], "bbox_type": "real"},
+            "objects": {
+                "ref": [_next(expression, epoch, key, kind="expression")],
+                "bbox": [list(numbers)],
+                "bbox_type": "real",
+            },
         }
 
     @staticmethod
@@ -177,7 +181,7 @@ class Shaper:
         shown = _shown(record)
         if not shown:
             raise MessageError("a caption without a picture", kind="picture")
-        return {"messages": _exchange(shown, self._put(""), _next(caption, epoch, key))}
+        return {"messages": _exchange(shown, self._put(""), _next(caption, epoch, key, kind="caption"))}
 
     def _put(self, question: str) -> str:
         return question if self.prompt is None else self.prompt.replace("{}", question)
@@ -206,8 +210,10 @@ def _shown(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     parts = []
     for kind, keys in (("image", IMAGE_KEYS), ("video", ("video", "videos"))):
         _, given = _first(record, keys)
-        several = given if isinstance(given, list | tuple) else [given]
-        parts += [{"type": kind, kind: each} for each in several if given is not None]
+        several = given if isinstance(given, list | tuple) else [] if given is None else [given]
+        if any(each is None for each in several):
+            raise MessageError(f"one of its {kind}s is null", kind="picture" if kind == "image" else "video")
+        parts += [{"type": kind, kind: each} for each in several]
     return parts
 
 
@@ -221,7 +227,7 @@ def _said(record: Mapping[str, Any], key: str) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-def _texts_of(value: Any, key: str) -> list[str]:
+def _texts_of(value: Any, key: str, kind: str) -> list[str]:
     """One text or several, in any of the forms of published sets."""
     items = value if isinstance(value, list | tuple) else [value]
     texts = []
@@ -229,19 +235,19 @@ def _texts_of(value: Any, key: str) -> list[str]:
         if isinstance(item, Mapping):  # refer: {"sent", "raw", "tokens"}; VQA: {"answer", "answer_confidence"}
             item = next((item[name] for name in ("raw", "sent", "answer", "caption") if name in item), None)
         if not isinstance(item, str) or not item.strip():
-            raise MessageError(f"{key!r} holds {str(item)[:80]!r} where a text is needed", kind=key.removesuffix("s"))
+            raise MessageError(f"{key!r} holds {str(item)[:80]!r} where a text is needed", kind=kind)
         texts.append(item)
     if not texts:
-        raise MessageError(f"{key!r} is empty", kind=key.removesuffix("s"))
+        raise MessageError(f"{key!r} is empty", kind=kind)
     return texts
 
 
-def _next(value: Any, epoch: int, key: str) -> str:
+def _next(value: Any, epoch: int, key: str, *, kind: str) -> str:
     """Of several texts each epoch takes the next."""
-    texts = _texts_of(value, key)
+    texts = _texts_of(value, key, kind)
     return texts[epoch % len(texts)]
 
 
 def _most_given(value: Any, key: str) -> str:
     """The answer that most people gave; of equals the first."""
-    return Counter(_texts_of(value, key)).most_common(1)[0][0]
+    return Counter(_texts_of(value, key, "answer")).most_common(1)[0][0]
