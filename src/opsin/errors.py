@@ -6,6 +6,7 @@ without a traceback. Our own mistakes are `assert`s.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Self
 
 
 class OpsinError(ValueError):
@@ -16,6 +17,10 @@ class OpsinError(ValueError):
         text ends with."""
         super().__init__(f"{message}; {fix}" if fix else message)
         self.message, self.kind, self.fix = message, kind, fix
+
+    def within(self, place: str) -> Self:
+        """The same error, told from one level higher."""
+        return type(self)(f"{place}: {self.message}", kind=self.kind, fix=self.fix)
 
 
 class ConfigError(OpsinError):

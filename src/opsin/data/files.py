@@ -54,9 +54,13 @@ class RecordSource:
         """The same conversation in every epoch, but for pictures with several captions. Raises BadRecord."""
         return self._conversation(index, epoch=epoch)
 
-    def where(self, index: int) -> str:
+    def where(self, index: int, epoch: int = 0) -> str:
         """The place of a record, for messages."""
         return self.records.where(index)
+
+    def own_id(self, index: int) -> str:
+        """What a record calls itself; `sample` names conversations after their place. Empty where it does not."""
+        return read(self.shaper.shape(self.records.load(index, light=True))).id
 
     def problems(self) -> Iterator[Problem]:
         """Reads every record whole, once, and goes on after each bad one."""

@@ -1,7 +1,7 @@
 """What is wrong with one record, as a value: raised where a run must not start, listed where data is checked."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from opsin.errors import DataError, OpsinError
@@ -36,13 +36,22 @@ class BadRecord(DataError):
         super().__init__(str(problem), kind=problem.kind)
         self.problem = problem
 
+    def within(self, place: str) -> "BadRecord":
+        """The same error, told from one level higher."""
+        return BadRecord(replace(self.problem, where=f"{place}: {self.problem.where}"))
+
 
 @runtime_checkable
-class Checked(Protocol):
-    """A source whose records have places, and that can be read through once to find every bad one."""
+class Placed(Protocol):
+    """A source whose samples have places, those too that it cannot give."""
 
-    def where(self, index: int) -> str:
+    def where(self, index: int, epoch: int = 0) -> str:
         """The place of sample `index`, for messages: file, record and line, row, or member of a shard."""
+
+
+@runtime_checkable
+class Checked(Placed, Protocol):
+    """A source that can be read through once to find every bad record."""
 
     def problems(self) -> Iterator[Problem]:
         """Reads everything once, with the code that training reads it with, and goes on after each bad record.

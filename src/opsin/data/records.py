@@ -62,6 +62,11 @@ class JsonRecords:
         """File, number and line of a record, both from 1."""
         return f"{self.path} record {index + 1} (line {self.places[index].line})"
 
+    def text(self, index: int) -> str:
+        """A record as it is written."""
+        place = self.places[index]
+        return read_range(self.path, place.start, place.size).decode(errors="replace")
+
     def load(self, index: int, *, light: bool = False) -> Any:
         """A record as plain data. Raises BadRecord where it is not JSON."""
         if self.broken is not None and index == len(self) - 1:

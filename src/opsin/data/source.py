@@ -7,7 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from opsin.data.files import FileSource
 from opsin.data.order import permutation
-from opsin.data.problems import Checked, Problem
+from opsin.data.problems import Checked, Placed, Problem
 from opsin.encode import Encoded
 from opsin.errors import ConfigError, DataError
 from opsin.spec.recipe import DataFile
@@ -79,11 +79,11 @@ class Mixture:
         """The fingerprints of all sources."""
         return " ".join(source.fingerprint if isinstance(source, Fingerprinted) else "-" for source in self.sources)
 
-    def where(self, index: int) -> str:
-        """The place of a sample of the first epoch, for messages."""
-        number, local = self._find(index, 0)
+    def where(self, index: int, epoch: int = 0) -> str:
+        """The place of a sample, for messages."""
+        number, local = self._find(index, epoch)
         source = self.sources[number]
-        return source.where(local) if isinstance(source, Checked) else f"source {number + 1} sample {local}"
+        return source.where(local, epoch) if isinstance(source, Placed) else f"source {number + 1} sample {local}"
 
     def problems(self) -> Iterator[Problem]:
         """The problems of each source, once, whatever part of it is seen."""

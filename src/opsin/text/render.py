@@ -91,12 +91,16 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
     """The system text and the turns to write, checked. Errors number messages from 1."""
     for number, message in enumerate(messages, start=1):
         if message.role == "system" and number > 1:
-            raise MessageError(f"message {number} is a system message; only the first message can be one")
+            raise MessageError(f"message {number} is a system message; only the first message can be one", kind="order")
         if message.role != "user" and (message.images or message.videos):
             kind = "picture" if message.images else "video"
-            raise MessageError(f"message {number} ({message.role}) holds a {kind}; only user messages can hold one")
+            raise MessageError(
+                f"message {number} ({message.role}) holds a {kind}; only user messages can hold one", kind="order"
+            )
     if not any(message.role == "user" for message in messages):
-        raise MessageError(f"no user message among {len(messages)} message(s); a conversation needs at least one")
+        raise MessageError(
+            f"no user message among {len(messages)} message(s); a conversation needs at least one", kind="order"
+        )
     if mode == "prompt" and messages[-1].role != "user":
         raise MessageError(
             f"message {len(messages)}, the last one, is the assistant's, so there is nothing to answer; "
@@ -105,7 +109,8 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
     if mode == "train" and chat.decoder_start and messages[-1].role != "assistant":
         raise MessageError(
             f"message {len(messages)}, the last one, is no answer of the assistant's, which is what format "
-            f"{chat.name!r} teaches; end with one"
+            f"{chat.name!r} teaches; end with one",
+            kind="no_answer",
         )
     system, turns, first = chat.system, list(messages), 1
     if turns[0].role == "system":
@@ -118,10 +123,14 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
             if message.role != expected:
                 raise MessageError(
                     f"message {first + place} is the {message.role}'s, and format {chat.name!r} needs the {expected}'s "
-                    f"there: user and assistant take turns; join neighbouring {message.role} messages into one"
+                    f"there: user and assistant take turns; join neighbouring {message.role} messages into one",
+                    kind="order",
                 )
     if chat.system_place == "in_first_user" and system and not turns[0].parts:
-        raise MessageError(f"the first user message is empty; format {chat.name!r} writes the system text inside it")
+        raise MessageError(
+            f"the first user message is empty; format {chat.name!r} writes the system text inside it",
+            kind="empty_question",
+        )
     return system, turns
 
 

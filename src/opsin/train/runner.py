@@ -2,11 +2,13 @@
 
 OUTPUT/run.yaml         the whole config, defaults included
        log.jsonl        one line per optimizer step
+       left_out.jsonl   one line per sample that the run went on without, if any
        checkpoints/     the newest states of the run
        STAGE/           the model as it was at the end of that stage, ready for `opsin chat`
 """
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from opsin import weights
 from opsin.data.source import Fingerprinted, Source
 from opsin.errors import ConfigError, TrainError
+from opsin.nn.vision import VisionTower
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
@@ -28,9 +31,9 @@ from opsin.train.config import differences, to_yaml
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
-from opsin.train.prepare import PreparedStage, check_names, describe_trainable, prepare_stage, start_model
+from opsin.train.prepare import PreparedStage, check_kind, check_names, describe_trainable, prepare_stage, start_model
 from opsin.train.stop import StopRequest
-from opsin.weights import Model
+from opsin.weights import Model, RetrievalModel
 
 CONNECTOR_FILE = "connector.safetensors"
 """What a stage that trains nothing but the connector writes besides the model: the next run's `init.connector`."""
@@ -41,7 +44,7 @@ class RunResult:
     """How a run ended."""
 
     status: Literal["finished", "stopped"]
-    model: Model
+    model: Model | RetrievalModel
     folder: Path
     """The model of the stage that was finished last; the run's own folder before that."""
     steps: int
@@ -85,7 +88,7 @@ def train_stage(
 def run(
     config: RunConfig,
     *,
-    model: Model | None = None,
+    model: Model | RetrievalModel | None = None,
     sources: Mapping[str, Source] | None = None,
     objectives: Mapping[str, Objective] | None = None,
     on_row: Callable[[Row], None] | None = None,
@@ -111,7 +114,7 @@ class _Run:
     def __init__(
         self,
         config: RunConfig,
-        model: Model | None,
+        model: Model | RetrievalModel | None,
         sources: Mapping[str, Source],
         objectives: Mapping[str, Objective],
         on_row: Callable[[Row], None] | None,
@@ -123,11 +126,12 @@ class _Run:
         self.store = CheckpointStore(self.output / "checkpoints", keep=config.checkpoint.keep)
         self.saved = self._open_folder()
         self.model = model or start_model(config)
+        check_kind(config, self.model)
         self.device = choose_device(config.device)
         self.prepared = [
             prepare_stage(
                 stage,
-                module=self.model.vlm,
+                module=self.model.module,
                 model=self.model.config,
                 tokenizer=self.model.tokenizer,
                 seed=config.seed,
@@ -135,7 +139,13 @@ class _Run:
             )
             for stage in config.stages
         ]
-        self.log = RowLog(self.output / "log.jsonl", keep_bytes=self.saved.state["log_bytes"] if self.saved else 0)
+        state = self.saved.state if self.saved else {"log_bytes": 0, "left_out_bytes": 0}
+        self.log = RowLog(self.output / "log.jsonl", keep_bytes=state["log_bytes"])
+        self.left_out = RowLog(self.output / "left_out.jsonl", keep_bytes=state["left_out_bytes"])
+        for prepared in self.prepared:
+            ledger = prepared.feed.ledger
+            ledger.restore(entry for entry in self.left_out.read() if entry["stage"] == prepared.stage.name)
+            ledger.on_entry = self.left_out.write
         self.ever_trained: set[str] = set()
         """Tensors that this stage or an earlier one trains: what a checkpoint has to hold."""
 
@@ -157,12 +167,13 @@ class _Run:
         finally:
             self.reporter.end()
             self.log.close()
+            self.left_out.close()
 
     def _train_stage(self, number: int, prepared: PreparedStage, *, steps_before: int) -> int:
         """Train one stage to its end, or until a stop is asked for. Returns how many of its steps are done."""
         stage = prepared.stage
-        objective = self.objectives.get(stage.name, next_token)
-        loop = _loop(self.model.vlm, prepared, objective, self.device, self.config.precision, self.config.workers)
+        objective = self.objectives.get(stage.name, prepared.objective)
+        loop = _loop(self.model.module, prepared, objective, self.device, self.config.precision, self.config.workers)
         if self.saved is not None and self.saved.state["stage"] == number:
             self._restore(loop, self.saved)
         self._announce(number, prepared, loop)
@@ -179,6 +190,7 @@ class _Run:
             if self.stop.made and not last:
                 return saved_at
         self.reporter.end()
+        self._tell_changes(stage)
         self._save_model(stage, prepared)
         return loop.step
 
@@ -189,7 +201,7 @@ class _Run:
         self.store.broken = []
         if loop.step:
             say(f"going on with stage {stage.name!r} after step {loop.step} of {loop.num_steps}")
-        for line in describe_trainable(self.model.vlm, prepared.trainable):
+        for line in describe_trainable(self.model.module, prepared.trainable):
             say(line)
         self.reporter.begin(
             stage.name,
@@ -199,8 +211,17 @@ class _Run:
             done=loop.step,
         )
 
+    def _tell_changes(self, stage: Stage) -> None:
+        """Say how many samples of a stage were not trained on as they are."""
+        rows = [row for row in self.log.read() if row["stage"] == stage.name]
+        total = sum(row["samples"] for row in rows)
+        if shortened := sum(row["shortened"] for row in rows):
+            self.reporter.say(f"{shortened:,} of {total:,} samples were too long and shortened ({stage.overlong})")
+        if left_out := sum(row["left_out"] for row in rows):
+            self.reporter.say(f"{left_out:,} samples were left out and replaced by others: {self.left_out.path}")
+
     def _save(self, number: int, loop: StageLoop, steps_before: int) -> None:
-        parameters = dict(self.model.vlm.named_parameters())
+        parameters = dict(self.model.module.named_parameters())
         source = loop.feed.source
         self.store.save(
             steps_before + loop.step,
@@ -212,6 +233,7 @@ class _Run:
                 "stage": number,
                 "step": loop.step,
                 "log_bytes": self.log.sync(),
+                "left_out_bytes": self.left_out.sync(),
                 "data": _data_facts(source),
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
@@ -226,7 +248,7 @@ class _Run:
                 f"{saved.folder}: the data of stage {loop.stage.name!r} has changed since this run began "
                 f"({saved.state['data']} -> {data}). Put it back, or start a new run in another folder."
             )
-        parameters = dict(self.model.vlm.named_parameters())
+        parameters = dict(self.model.module.named_parameters())
         tensors = saved.tensors("weights")
         if wrong := sorted(tensors.keys() ^ self.ever_trained):
             raise TrainError(f"{saved.folder} is of a run that trains other tensors, such as {wrong[0]!r}")
@@ -241,11 +263,15 @@ class _Run:
 
     def _save_model(self, stage: Stage, prepared: PreparedStage) -> None:
         folder = self.output / stage.name
-        weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
+        if isinstance(self.model, RetrievalModel):
+            shutil.rmtree(folder, ignore_errors=True)  # the last checkpoint holds it all
+            weights.export_retriever(folder, self.model.retriever, tokenizer=self.model.tokenizer)
+        else:
+            weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
         if all(name.startswith("connector.") for name in prepared.trainable.names):
             connector = {
                 name: tensor.detach().cpu().contiguous()
-                for name, tensor in self.model.vlm.named_parameters()
+                for name, tensor in self.model.module.named_parameters()
                 if name.startswith("connector.")
             }
             _write_tensors(folder / CONNECTOR_FILE, connector)
@@ -296,6 +322,8 @@ def _loop(
     precision: Precision,
     workers: int,
 ) -> StageLoop:
+    if isinstance(tower := getattr(module, "vision", None), VisionTower):
+        tower.drop_path = prepared.stage.drop_path
     return StageLoop(
         module,
         prepared.feed,
