@@ -149,7 +149,7 @@ class ScienceQaRecords:
         except (OSError, ValueError) as error:
             raise DataError(f"{splits_path}, which says what belongs to a split, cannot be read: {error}") from None
         if not isinstance(splits, dict):
-            raise DataError(f"{splits_path} is no object of splits", kind="split")
+            raise DataError(f"{splits_path} is no object of splits", kind="file")
         if not isinstance(splits.get(split), list):
             raise DataError(f"{splits_path} has no split {split!r}{nearest(split, splits)}; it has {', '.join(splits)}")
         self._split, self._ids = split, [str(each) for each in splits[split]][:limit]
