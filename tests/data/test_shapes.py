@@ -144,6 +144,18 @@ def test_prompts_and_columns_are_the_files_own(folder: Path) -> None:
     assert read(corners, box="xyxy")[1] == "a: (3, 4, 13, 12 pixels)"
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"query": "Add.\n1 and 2", "response": "3"},
+        {"instruction": "Add.", "input": "1 and 2", "output": "3", "history": []},
+        {"question": "Add.\n1 and 2", "answers": [{"answer": "3"}, {"answer": "4"}, {"answer": "3"}]},
+    ],
+)
+def test_questions_have_other_names_too(folder: Path, record: dict[str, Any]) -> None:
+    assert told(FileSource(write_json(folder / "x.json", [record])).sample(0, 0)) == ["u: Add.\n1 and 2", "a: 3"]
+
+
 def test_text_that_only_looks_like_boxes_stays_text(folder: Path) -> None:
     said = "In HTML <ref>a</ref> and <box>x</box> are no tags, and <img> stands alone."
     record = {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "Yes."}]}
@@ -164,6 +176,7 @@ def test_quadrilaterals_of_qwen_vl_are_read(folder: Path) -> None:
         ({"image": "a.png", "caption": None}, "caption", "a picture without a caption"),
         ({"image": None, "caption": "x"}, "picture", "a caption without a picture"),
         ({"image": "a.png", "question": "x"}, "answer", "a question without an answer"),
+        ({"query": "x", "response": "y", "history": [["a", "b"]]}, "turns", "write all turns as 'messages'"),
         ({"image": "a.png", "question": "x", "answers": []}, "answer", "'answers' is empty"),
         ({"image": "a.png", "question": "x", "choices": ["a"], "answer": 1}, "answer", "one of 1 choices"),
         ({"image": "a.png", "ref": "x", "bbox": [1, 2, 3]}, "box", "four numbers are needed"),

@@ -6,7 +6,7 @@ A shape is known by its keys, record by record, so that a file may mix them:
     texts                       Cauldron, FineVision: turns of `user` and `assistant`
     question + choices          ScienceQA, as LLaVA puts it (`QCM-LEA`)
     bbox + expression           RefCOCO and its kin
-    question + answer(s)        VQA
+    question + answer(s)        VQA; also query + response, instruction (+ input) + output
     caption                     captions of a picture; of several captions each epoch takes the next
 """
 
@@ -22,9 +22,11 @@ from opsin.errors import MessageError, nearest
 IMAGE_KEYS = ("image", "images", "image_path", "jpg", "jpeg", "png", "webp", "img", "file_name")
 CAPTION_KEYS = ("caption", "captions", "text", "txt", "TEXT")
 EXPRESSION_KEYS = ("expression", "expressions", "sentence", "sentences", "ref", "refs", "phrase", "answer", "caption")
-ANSWER_KEYS = ("multiple_choice_answer", "answer", "answers")
+QUESTION_KEYS = ("question", "query", "instruction")
+ANSWER_KEYS = ("multiple_choice_answer", "answer", "answers", "response", "output")
 KNOWN_KEYS = (
-    *("conversations", "messages", "texts", "question", "choices", "bbox", "objects", "video", "videos"),
+    *("conversations", "messages", "texts", "choices", "bbox", "objects", "video", "videos"),
+    *QUESTION_KEYS,
     *IMAGE_KEYS,
     *CAPTION_KEYS,
     *EXPRESSION_KEYS,
@@ -93,7 +95,7 @@ class Shaper:
             return "choices"
         if has("bbox") and has(*EXPRESSION_KEYS):
             return "box"
-        if "question" in record:
+        if any(key in record for key in QUESTION_KEYS):
             return "question"
         if any(key in record for key in CAPTION_KEYS) and any(key in record for key in (*IMAGE_KEYS, "video")):
             return "caption"
@@ -165,14 +167,19 @@ class Shaper:
             )
 
     def _question(self, record: Mapping[str, Any], epoch: int) -> dict[str, Any]:
-        if not isinstance(record["question"], str):
-            raise MessageError(f"'question' is {type(record['question']).__name__}; text is needed", kind="question")
+        name, question = _first(record, QUESTION_KEYS)
+        if not isinstance(question, str):
+            raise MessageError(f"its question is {type(question).__name__}; text is needed", kind="question")
+        if record.get("history"):
+            raise MessageError("a 'history' beside a question; write all turns as 'messages'", kind="turns")
+        if name == "instruction" and (given := _said(record, "input")):
+            question += f"\n{given}"
         key, answer = _first(record, ANSWER_KEYS)
         if answer is None:
             raise MessageError(
                 f"a question without an answer; one of {', '.join(ANSWER_KEYS)} is needed", kind="answer"
             )
-        return {"messages": _exchange(_shown(record), self._put(record["question"]), _most_given(answer, key))}
+        return {"messages": _exchange(_shown(record), self._put(question), _most_given(answer, key))}
 
     def _caption(self, record: Mapping[str, Any], epoch: int) -> dict[str, Any]:
         key, caption = _first(record, CAPTION_KEYS)
