@@ -14,8 +14,10 @@ from data.containers import png, write_json, write_tar
 from opsin.data.files import DatasetSource, FileSource
 from opsin.data.shapes import Shaper
 from opsin.errors import DataError, MessageError
+from opsin.families._grounding import INTERNVL_BOXES, QWEN_VL_BOXES
 from opsin.text.grounding import Box
 from opsin.text.messages import BoxPart, Conversation, ImagePart, NamePart, VideoPart
+from opsin.text.objects import spell
 from opsin.text.parse import read
 from opsin.text.record import to_record
 
@@ -162,6 +164,20 @@ def test_text_that_only_looks_like_boxes_stays_text(folder: Path) -> None:
     assert told(FileSource(write_json(folder / "x.json", [record])).sample(0, 0))[0] == f"u: {said}"
 
 
+@pytest.mark.parametrize("name", ["Qwen-VL's texts", "InternVL's texts"])
+def test_boxes_in_texts_come_back_to_the_digit_for_their_own_family(name: str) -> None:
+    grounding, form, last = (
+        (QWEN_VL_BOXES, "<ref>it</ref><box>({0},{0}),({1},{1})</box>", 999)
+        if name.startswith("Qwen")
+        else (INTERNVL_BOXES, "<ref>it</ref><box>[[{0}, {0}, {1}, {1}]]</box>", 1000)
+    )
+    for number in range(last + 1):
+        text = form.format(number, last)
+        turns = [{"role": "user", "content": "<image>Where?"}, {"role": "assistant", "content": text}]
+        messages = read(Shaper().shape({"messages": turns, "images": ["a.png"]})).messages
+        assert spell(messages, grounding, lambda index: (641, 427))[1].text == text
+
+
 def test_quadrilaterals_of_qwen_vl_are_read(folder: Path) -> None:
     text = "<ref>SALE</ref><quad>(0,0),(500,0),(500,250),(0,250)</quad>"
     turns = [{"from": "user", "value": "<img>a.png</img>OCR"}, {"from": "assistant", "value": text}]
@@ -257,3 +273,16 @@ def test_whatever_a_record_holds_it_is_read_or_refused() -> None:
     assert 200 < read_well < 2000
     assert "" not in kinds
     assert unwritten <= {"marks"}
+
+
+def test_published_files_are_read_as_they_are(shared: Path) -> None:
+    """Captions of photos and of aerial pictures, and the demonstration sets of LLaMA-Factory (without their media)."""
+    for name, length in (("coco_small/annotations", 363), ("ucm_captions/captions", 2100)):
+        source = FileSource(shared / "data" / f"{name}.jsonl")
+        assert len(source) == length
+        first = source.sample(0, 0)
+        assert told(first)[0] == "u: [0]"
+        assert first.messages[1].text != source.sample(0, 1).messages[1].text
+    for name, kind in (("mllm_demo", "picture_missing"), ("mllm_video_demo", "video_missing")):
+        source = FileSource(shared / "data/ref_demo_images" / f"llamafactory_{name}.json", on_bad="keep")
+        assert {problem.kind for problem in source.problems()} == {kind}
