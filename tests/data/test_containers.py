@@ -265,6 +265,11 @@ def test_objects_of_the_datasets_package_are_sources(tmp_path: Path) -> None:
     ]
 
 
+def test_a_stream_is_refused() -> None:
+    with pytest.raises(DataError, match="dataset is generator, which has no length"):
+        DatasetSource(row for row in rows(2))
+
+
 # ---- sets of one object ----------------------------------------------------------------------------------------------
 
 
