@@ -1,9 +1,9 @@
-"""Published costs of training beside what `opsin train --dry-run --on MACHINE` reckons: the table of docs/training_cost.md.
+"""Published costs of training beside those that `opsin train --dry-run --on MACHINE` tells: docs/training_cost.md.
 
     python benchmarks/training_cost.py                  print it
     python benchmarks/training_cost.py --update-docs    put it into the page
 
-No number is fitted: every row takes the stage's published settings, the typical sample of `opsin.train.workload` and the
+No number is fitted: a row takes the stage's published settings, the typical sample of `opsin.train.workload` and the
 utilisation of `opsin.spec.machine`.
 """
 
@@ -52,17 +52,7 @@ def _run(model: str | dict[str, Any], **stage: Any) -> dict[str, Any]:
     return {"model": model, "output": "out", "precision": "bfloat16", "stages": stages}
 
 
-QFORMER = (
-    "norm_features",
-    "queries",
-    "qformer",
-    "words",
-    "positions",
-    "*_proj.*",
-    "itm_head",
-    "captions",
-    "temperature",
-)
+QFORMER = ("norm_features", "queries", "qformer", "words", "positions", "*_proj.*", "itm_*", "captions", "temperature")
 LLAVA = "README.md of haotian-liu/LLaVA"
 A100 = "8xA100-80GB"
 SIZE_13B = ("model=llava-llama-2-13b",)
