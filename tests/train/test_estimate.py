@@ -10,13 +10,12 @@ from opsin.cli.app import run as opsin
 from opsin.data.feed import Feed
 from opsin.encode import Encoder
 from opsin.spec.recipe import RunConfig
-from opsin.train.config import read_run
+from opsin.train.config import read_run, recipe_names
 from opsin.train.estimate import estimate
 from opsin.train.loop import StageLoop
 from opsin.train.objectives import next_token
-from opsin.train.prepare import describe_model
+from opsin.train.prepare import describe_model, stage_trainable
 from opsin.train.preview import readable
-from opsin.train.trainable import choose, idle_tensors
 from opsin.train.workload import CONVERSATION, Typical
 from opsin.weights.init import on_meta
 from train.toy import DrawnSource, stage, tiny_model
@@ -98,7 +97,7 @@ def test_memory_of_weights_gradients_and_optimizer_is_that_of_a_run(tmp_path, op
     feed = Feed(
         DrawnSource(8), only, encode=lambda sample: encoder.encode(sample, mode="train"), max_tokens=512, seed=0
     )
-    trainable = choose(model.vlm, only.trainable, idle=idle_tensors(model.vlm, model.config))
+    trainable = stage_trainable(model.vlm, model.config, only)
     gradients = []
 
     def objective(vlm, batch):
@@ -123,13 +122,28 @@ def test_several_devices_share_what_is_kept_between_steps():
     assert eight.seconds_per_step == one.seconds_per_step / 8
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_has_an_estimate(name):
+    """Without its data; of the time only where the number of samples was published, or that of steps."""
+    for done in estimate(read_run(name), "64xH100"):
+        assert done.problem
+        assert done.flops > 1e12
+        assert (done.seconds is None) == (done.steps is None)
+        trained = {part for part, _, trained in done.parts if trained}
+        assert (done.backward.get("vision", 0) > 0) == ("vision" in trained)
+        assert done.memory.gradients == 4 * sum(trained for _, _, trained in done.parts) // 64
+
+
 def test_the_model_that_compares_pictures_with_texts_has_its_costs_too():
-    parts = ["norm_features", "queries", "qformer", "words", "positions", "vision_proj", "text_proj", "itm_head"]
-    changes = {"trainable": [*parts, "captions", "temperature"], "batch": {"samples": 100, "form": "pad"}, "steps": 10}
-    (done,) = estimate(run_config(model="blip2-stage1-vit-g", stage=changes), "16xA100-40GB")
+    (done,) = estimate(read_run("blip2/stage1"), "16xA100-40GB")
     assert done.backward["vision"] == 0
-    assert done.forward["vision"] == pytest.approx(2 * 100 * 257 * 0.985e9, rel=0.06)  # 2 N T, and attention
-    assert done.steps == 10
+    assert done.forward["vision"] == pytest.approx(2 * 1680 * 257 * 0.985e9, rel=0.06)  # 2 N T, and attention
+    assert done.steps == 250_000
+
+
+def test_a_caption_that_is_split_is_read_by_half_and_written_by_half():
+    (done,) = estimate(read_run("blip2/stage2-flan-t5"))
+    assert (done.tokens, done.image_tokens, done.taught_tokens) == (1520 * 52, 1520 * 32, 1520 * 10)
 
 
 def test_the_largest_model_is_estimated_without_its_weights():
@@ -143,15 +157,15 @@ def test_the_largest_model_is_estimated_without_its_weights():
 
 def test_a_dry_run_prints_the_estimate_and_gives_it_to_programs(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ["train", "llava-1.5/finetune", "--dry-run", "stages.0.data.0.count=665298"]
+    arguments = ["train", "llava-1.5/finetune", "--dry-run"]
     assert opsin([*arguments, "--on", "8xA100-80GB"]) == 0
     out = capsys.readouterr().out
-    assert "665,298 samples per epoch, 128 per step: 5,198 steps, 1.00 epochs" in out
+    assert "by the published counts: 665,298 samples per epoch, 128 per step: 5,198 steps, 1.00 epochs" in out
     assert re.search(r"^on 8xA100-80GB: .* hours in all, at 40% of 2.5 PFLOP/s", out, re.MULTILINE)
     assert opsin([*arguments, "--on", "8xA100-80GB", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     (only,) = told["stages"]
-    (done,) = estimate(read_run("llava-1.5/finetune", ["stages.0.data.0.count=665298"]), "8xA100-80GB")
+    (done,) = estimate(read_run("llava-1.5/finetune"), "8xA100-80GB")
     assert (only["flops"], only["seconds"], only["memory"]) == (done.flops, done.seconds, asdict(done.memory))
     assert told["config"]["stages"][0]["name"] == only["stage"] == "finetune"
 

@@ -58,6 +58,9 @@ class AdamW(Spec):
     eps: float = 1e-8
     weight_decay: float = 0.0
     """Applied to matrices; never to norms, biases and single vectors."""
+    layer_decay: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
+    """Parts whose layers learn the slower the further they are from the output: 0.95 is 0.95 times the rate for the
+    last layer, 0.95 times that for the one before, and so on to what stands before the first (arXiv:2106.08254)."""
 
 
 class Muon(Spec):
@@ -81,12 +84,20 @@ OptimConfig = Annotated[AdamW | Muon, Field(discriminator="kind")]
 class Schedule(Spec):
     """Learning rate over the steps of a stage, as a factor of each group's own rate."""
 
-    kind: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: half a cosine down to 0, or no change."""
+    kind: Literal["cosine", "cosine_of_epochs", "constant"] = "cosine"
+    """After the warm-up: half a cosine down to `min_lr`, or no change. `cosine_of_epochs`: the cosine counts the epochs
+    that are done and moves between two epochs only; the warm-up ends with the first epoch at the latest (LAVIS)."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
-    """Part of the steps over which the rate rises from 0."""
+    """Part of the steps over which the rate rises from `warmup_start_lr`."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """The same as a number of steps, which then counts instead."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Where a cosine ends, given for the optimizer's `lr`; parts with other rates keep their proportion to it."""
+    warmup_start_lr: float = Field(default=0.0, ge=0)
+    """Where the warm-up begins, likewise."""
+
+
+Objective = Literal["next_token", "blip2_stage1"]
 
 
 class Stage(Spec):
@@ -96,7 +107,13 @@ class Stage(Spec):
     """Also the name of the folder that the model is saved to when the stage ends."""
     trainable: tuple[str, ...]
     """Parts (vision, connector, newline, decoder) or globs over tensor names (`decoder.layers.*.attn.*`)."""
+    objective: Objective = "next_token"
+    """`next_token`: every taught token from what stands before it. `blip2_stage1`: pictures and captions compared,
+    matched and written (arXiv:2301.12597 section 3.2), by a model that compares and has no language model."""
     data: tuple[DataFile, ...] = ()
+    captions: Literal["whole", "split"] = "whole"
+    """`split`: each answer is cut in two between words, at random anew in each epoch, and the first part is what the
+    user says: how BLIP-2 teaches a model with an encoder (the same, section 3.3)."""
     chat: str | ChatFormat | None = None
     """Chat format for this stage, by name or written out; the model's own when not given."""
     resolution: ResolutionConfig | None = None
@@ -107,6 +124,8 @@ class Stage(Spec):
     """A longer conversation stops the run, or loses its end. A picture is never cut."""
     sampler: Literal["shuffle", "modality_length"] = "shuffle"
     """`modality_length`: steps of one kind (with pictures or without) and of similar lengths, as LLaVA groups them."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """How likely the vision tower's last block is left out for a tile, rising evenly from 0 at its first (InternVL)."""
     batch: BatchSize
     optim: OptimConfig
     clip: float | None = Field(default=1.0, gt=0)
@@ -123,6 +142,19 @@ class Stage(Spec):
             raise ValueError(f"stage {self.name!r} trains nothing: name parts in trainable")
         if self.epochs is None and self.steps is None:
             raise ValueError(f"stage {self.name!r} does not say how long it is: give epochs or steps")
+        for name in ("min_lr", "warmup_start_lr"):
+            if getattr(self.schedule, name) > self.optim.lr:
+                raise ValueError(
+                    f"stage {self.name!r}: schedule.{name} {getattr(self.schedule, name):g} is above optim.lr "
+                    f"{self.optim.lr:g}"
+                )
+        if self.objective == "blip2_stage1":
+            if self.batch.form != "pad":
+                raise ValueError(f"stage {self.name!r}: pairs are compared row by row; set batch.form: pad")
+            if self.chat is not None or self.captions != "whole":
+                raise ValueError(
+                    f"stage {self.name!r}: blip2_stage1 reads captions as they are; leave chat and captions out"
+                )
         return self
 
 
@@ -133,6 +165,8 @@ class PartSources(Spec):
     connector: str = RANDOM
     newline: str = RANDOM
     decoder: str = RANDOM
+    qformer: str = RANDOM
+    """Of a model that compares (BLIP-2's stage 1): a BERT, or all that another such model has beside its tower."""
 
 
 class Checkpoints(Spec):
@@ -177,7 +211,17 @@ class RunConfig(Spec):
                 raise ValueError(f"two stages are called {name!r}; each writes a folder of its name")
             if name in {"checkpoints", "run.yaml", "log.jsonl"}:
                 raise ValueError(f"a stage cannot be called {name!r}: the run itself writes there")
+        if len({stage.objective == "blip2_stage1" for stage in self.stages}) > 1:
+            raise ValueError(
+                "blip2_stage1 trains a model without a language model, the other stages one with it: make them two "
+                "runs, the second of which starts from the first one's folder"
+            )
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether it trains a model that compares pictures with texts."""
+        return self.stages[0].objective == "blip2_stage1"
 
 
 MACHINE_KEYS = ("output", "device", "workers", "checkpoint", "log_every")

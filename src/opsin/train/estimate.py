@@ -12,24 +12,18 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from opsin import families
 from opsin.data.passes import passes
-from opsin.errors import UnknownNameError
 from opsin.nn.retriever import Retriever
 from opsin.nn.vlm import VLM
 from opsin.spec.machine import Machine, parse_machine
-from opsin.spec.model import VLMConfig
-from opsin.spec.qformer import RetrieverConfig
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.train.flops import SampleShape, pass_work
 from opsin.train.objectives import CHUNK_ELEMENTS
 from opsin.train.optim import make_groups
-from opsin.train.prepare import describe_model, parameter_table, stage_config
+from opsin.train.prepare import describe_run, on_meta, parameter_table, stage_trainable
 from opsin.train.tape import FLOAT32, HALF, Work
-from opsin.train.trainable import Trainable, choose, idle_tensors, set_trainable
+from opsin.train.trainable import Trainable, set_trainable
 from opsin.train.workload import Typical, Workload, find_workload, local_tokenizer
-from opsin.weights import retrieval
-from opsin.weights.init import on_meta
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -131,12 +125,11 @@ def walk(
 ) -> Iterator[tuple[StageEstimate, nn.Module, Trainable]]:
     """`estimate` stage by stage, with the module on the meta device and what trains of it."""
     machine = parse_machine(machine) if isinstance(machine, str) else machine
-    model = _describe(config.model)
-    module = on_meta(model) if isinstance(model, VLMConfig) else retrieval.on_meta(model)
+    model = describe_run(config)
+    module = on_meta(model)
     tokenizer, missing = local_tokenizer(config)
     for stage in config.stages:
-        idle = idle_tensors(module, stage_config(model, stage)) if isinstance(model, VLMConfig) else {}
-        trainable = choose(module, stage.trainable, idle=idle)
+        trainable = stage_trainable(module, model, stage)
         workload = find_workload(
             config,
             stage,
@@ -153,22 +146,15 @@ def walk(
         yield _timed(done, config, machine), module, trainable
 
 
-def _describe(name: str) -> VLMConfig | RetrieverConfig:
-    """A model, or one that compares pictures with texts."""
-    try:
-        return families.retriever_preset(name).config
-    except UnknownNameError:
-        return describe_model(name)
-
-
 def _estimate_stage(
     config: RunConfig,
     stage: Stage,
-    module: VLM | Retriever,
+    module: nn.Module,
     trainable: Trainable,
     workload: Workload,
     machine: Machine | None,
 ) -> StageEstimate:
+    assert isinstance(module, VLM | Retriever)
     set_trainable(module, trainable)
     devices = machine.count if machine else 1
     per_step = min(stage.batch.samples, workload.per_epoch or stage.batch.samples)
@@ -218,7 +204,7 @@ def _estimate_stage(
 
 def _memory(
     stage: Stage,
-    module: VLM | Retriever,
+    module: nn.Module,
     trainable: Trainable,
     works: Sequence[Work],
     samples: Sequence[SampleShape],

@@ -113,7 +113,13 @@ class StageLoop:
             image_tokens = sum(one.image_tokens for one in done)
             self._check_gradients(with_pictures=image_tokens > 0)
             loss, norm = self._finish_gradient(done)
-            factor = rate_factor(self.stage.schedule, self.step, self.num_steps)
+            factor = rate_factor(
+                self.stage.schedule,
+                self.step,
+                self.num_steps,
+                lr=self.stage.optim.lr,
+                steps_per_epoch=self.feed.steps_per_epoch,
+            )
             self.optimizer.step(factor)
         for parameter in self.trained.values():
             parameter.grad = None

@@ -12,6 +12,7 @@ from opsin.train.log import duration
 from opsin.train.prepare import describe_trainable
 
 GIB = 2**30
+NO_DATA = "the data cannot be used yet"
 
 
 def preview(config: RunConfig, machine: Machine | None = None) -> Iterator[str]:
@@ -41,8 +42,9 @@ def _describe(stage: StageEstimate) -> Iterator[str]:
         yield f"{stage.samples:,} samples per step: {stage.steps:,} steps"
     else:
         epochs = stage.steps / -(-stage.epoch_samples // stage.samples)
+        published = "by the published counts: " if stage.problem.startswith(NO_DATA) else ""
         yield (
-            f"{stage.epoch_samples:,} samples per epoch, {stage.samples:,} per step: {stage.steps:,} steps, "
+            f"{published}{stage.epoch_samples:,} samples per epoch, {stage.samples:,} per step: {stage.steps:,} steps, "
             f"{epochs:.2f} epochs"
         )
     shares = f"{stage.image_tokens:,} of pictures, {stage.taught_tokens:,} taught"

@@ -7,6 +7,7 @@ OUTPUT/run.yaml         the whole config, defaults included
 """
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from opsin import weights
 from opsin.data.source import Fingerprinted, Source
 from opsin.errors import ConfigError, TrainError
+from opsin.nn.vision import VisionTower
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
@@ -28,9 +30,9 @@ from opsin.train.config import differences, to_yaml
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
-from opsin.train.prepare import PreparedStage, check_names, describe_trainable, prepare_stage, start_model
+from opsin.train.prepare import PreparedStage, check_kind, check_names, describe_trainable, prepare_stage, start_model
 from opsin.train.stop import StopRequest
-from opsin.weights import Model
+from opsin.weights import Model, RetrievalModel
 
 CONNECTOR_FILE = "connector.safetensors"
 """What a stage that trains nothing but the connector writes besides the model: the next run's `init.connector`."""
@@ -41,7 +43,7 @@ class RunResult:
     """How a run ended."""
 
     status: Literal["finished", "stopped"]
-    model: Model
+    model: Model | RetrievalModel
     folder: Path
     """The model of the stage that was finished last; the run's own folder before that."""
     steps: int
@@ -85,7 +87,7 @@ def train_stage(
 def run(
     config: RunConfig,
     *,
-    model: Model | None = None,
+    model: Model | RetrievalModel | None = None,
     sources: Mapping[str, Source] | None = None,
     objectives: Mapping[str, Objective] | None = None,
     on_row: Callable[[Row], None] | None = None,
@@ -111,7 +113,7 @@ class _Run:
     def __init__(
         self,
         config: RunConfig,
-        model: Model | None,
+        model: Model | RetrievalModel | None,
         sources: Mapping[str, Source],
         objectives: Mapping[str, Objective],
         on_row: Callable[[Row], None] | None,
@@ -123,11 +125,12 @@ class _Run:
         self.store = CheckpointStore(self.output / "checkpoints", keep=config.checkpoint.keep)
         self.saved = self._open_folder()
         self.model = model or start_model(config)
+        check_kind(config, self.model)
         self.device = choose_device(config.device)
         self.prepared = [
             prepare_stage(
                 stage,
-                module=self.model.vlm,
+                module=self.model.module,
                 model=self.model.config,
                 tokenizer=self.model.tokenizer,
                 seed=config.seed,
@@ -161,8 +164,8 @@ class _Run:
     def _train_stage(self, number: int, prepared: PreparedStage, *, steps_before: int) -> int:
         """Train one stage to its end, or until a stop is asked for. Returns how many of its steps are done."""
         stage = prepared.stage
-        objective = self.objectives.get(stage.name, next_token)
-        loop = _loop(self.model.vlm, prepared, objective, self.device, self.config.precision, self.config.workers)
+        objective = self.objectives.get(stage.name, prepared.objective)
+        loop = _loop(self.model.module, prepared, objective, self.device, self.config.precision, self.config.workers)
         if self.saved is not None and self.saved.state["stage"] == number:
             self._restore(loop, self.saved)
         self._announce(number, prepared, loop)
@@ -189,7 +192,7 @@ class _Run:
         self.store.broken = []
         if loop.step:
             say(f"going on with stage {stage.name!r} after step {loop.step} of {loop.num_steps}")
-        for line in describe_trainable(self.model.vlm, prepared.trainable):
+        for line in describe_trainable(self.model.module, prepared.trainable):
             say(line)
         self.reporter.begin(
             stage.name,
@@ -200,7 +203,7 @@ class _Run:
         )
 
     def _save(self, number: int, loop: StageLoop, steps_before: int) -> None:
-        parameters = dict(self.model.vlm.named_parameters())
+        parameters = dict(self.model.module.named_parameters())
         source = loop.feed.source
         self.store.save(
             steps_before + loop.step,
@@ -226,7 +229,7 @@ class _Run:
                 f"{saved.folder}: the data of stage {loop.stage.name!r} has changed since this run began "
                 f"({saved.state['data']} -> {data}). Put it back, or start a new run in another folder."
             )
-        parameters = dict(self.model.vlm.named_parameters())
+        parameters = dict(self.model.module.named_parameters())
         tensors = saved.tensors("weights")
         if wrong := sorted(tensors.keys() ^ self.ever_trained):
             raise TrainError(f"{saved.folder} is of a run that trains other tensors, such as {wrong[0]!r}")
@@ -241,11 +244,15 @@ class _Run:
 
     def _save_model(self, stage: Stage, prepared: PreparedStage) -> None:
         folder = self.output / stage.name
-        weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
+        if isinstance(self.model, RetrievalModel):
+            shutil.rmtree(folder, ignore_errors=True)  # the last checkpoint holds it all
+            weights.export_retriever(folder, self.model.retriever, tokenizer=self.model.tokenizer)
+        else:
+            weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
         if all(name.startswith("connector.") for name in prepared.trainable.names):
             connector = {
                 name: tensor.detach().cpu().contiguous()
-                for name, tensor in self.model.vlm.named_parameters()
+                for name, tensor in self.model.module.named_parameters()
                 if name.startswith("connector.")
             }
             _write_tensors(folder / CONNECTOR_FILE, connector)
@@ -296,6 +303,8 @@ def _loop(
     precision: Precision,
     workers: int,
 ) -> StageLoop:
+    if isinstance(tower := getattr(module, "vision", None), VisionTower):
+        tower.drop_path = prepared.stage.drop_path
     return StageLoop(
         module,
         prepared.feed,

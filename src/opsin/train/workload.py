@@ -15,7 +15,7 @@ from opsin.spec.recipe import RunConfig, Stage
 from opsin.spec.seq2seq import Seq2SeqConfig
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.train.flops import SampleShape
-from opsin.train.prepare import prepare_stage, stage_config, tokenizer_name
+from opsin.train.prepare import Described, prepare_stage, published_samples, stage_config, tokenizer_name
 
 TRIED_SAMPLES = 16
 """Samples that are encoded to estimate how long all are."""
@@ -63,7 +63,7 @@ def find_workload(
     stage: Stage,
     *,
     module: nn.Module,
-    model: VLMConfig | RetrieverConfig,
+    model: Described,
     trained: Sequence[str],
     tokenizer: Tokenizer | None,
     missing: str,
@@ -73,16 +73,15 @@ def find_workload(
 
     trained: names of the tensors that train. missing: why there is no tokenizer.
     """
-    per_epoch, feed, problem = _published_count(stage), None, ""
-    if isinstance(model, VLMConfig):
-        try:
-            feed = prepare_stage(stage, module=module, model=model, tokenizer=tokenizer, seed=config.seed).feed
-            per_epoch = len(feed.source)
-            if tokenizer is not None and typical is None:
-                return _measured(feed)
-            problem = missing
-        except OpsinError as error:
-            problem = f"the data cannot be used yet: {error}"
+    per_epoch, feed, problem = published_samples(stage), None, ""
+    try:
+        feed = prepare_stage(stage, module=module, model=model, tokenizer=tokenizer, seed=config.seed).feed
+        per_epoch = len(feed.source)
+        if tokenizer is not None and typical is None:
+            return _measured(feed)
+        problem = missing
+    except OpsinError as error:
+        problem = f"the data cannot be used yet: {error}"
     typical = typical or (CONVERSATION if any(name.startswith("decoder.") for name in trained) else CAPTION)
     count = "" if feed is not None or per_epoch is None else "the published number of samples, each with "
     return Workload(
@@ -111,14 +110,6 @@ def _measured(feed: Feed) -> Workload:
     return Workload(tuple(tried), len(feed.source), f"estimated from {count} samples", feed.num_steps)
 
 
-def _published_count(stage: Stage) -> int | None:
-    """Samples of an epoch by the published counts; None where one of the files has none."""
-    counts = [file.count if file.limit is None else min(file.limit, file.count or file.limit) for file in stage.data]
-    if not counts or any(count is None for count in counts):
-        return None
-    return sum(round(file.repeat * (count or 0)) for file, count in zip(stage.data, counts, strict=True))
-
-
 def _num_steps(stage: Stage, per_epoch: int | None) -> int | None:
     if stage.steps is not None:
         return stage.steps
@@ -126,18 +117,19 @@ def _num_steps(stage: Stage, per_epoch: int | None) -> int | None:
     return None if per_epoch is None else max(1, round(stage.epochs * -(-per_epoch // stage.batch.samples)))
 
 
-def _shape(stage: Stage, model: VLMConfig | RetrieverConfig, typical: Typical) -> SampleShape:
+def _shape(stage: Stage, model: Described, typical: Typical) -> SampleShape:
     """The sample as a stage of this model would see it, cut at its limit. Raises PlanError."""
     if isinstance(model, RetrieverConfig):
-        plan = None if typical.picture is None else model.plan(typical.picture)
-        slots, most = 0, model.max_tokens  # queries are rows, not tokens
+        used = model if stage.resolution is None else model.replace(resolution=stage.resolution)
+        plan = None if typical.picture is None else used.plan(typical.picture)
+        slots, most = 0, stage.max_tokens or model.max_tokens  # queries are rows, not tokens
     else:
         plan = None if typical.picture is None else stage_config(model, stage).plan(typical.picture)
         slots, most = plan.num_slots if plan else 0, stage.max_tokens or model.decoder.max_positions
     if slots >= most:
-        raise PlanError(f"stage {stage.name!r}: a picture takes {slots} tokens, more than max_tokens {most}")
+        raise PlanError(f"stage {stage.name!r}: a picture takes {slots} tokens, and max_tokens is {most}")
     text = min(typical.text_tokens, most - slots)
-    taught = min(typical.taught_tokens, text)
+    taught = text // 2 if stage.captions == "split" else min(typical.taught_tokens, text)
     reads = isinstance(model, VLMConfig) and isinstance(model.decoder, Seq2SeqConfig)
     return SampleShape(
         num_tokens=slots + text,
