@@ -175,10 +175,11 @@ def test_a_machine_without_a_dry_run_is_refused(capsys):
     assert "--on and --json belong to --dry-run" in capsys.readouterr().err
 
 
-def test_one_device_too_small_is_told(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_device_that_is_too_small_is_told_with_what_would_help(capsys):
     assert opsin(["train", "llava-1.5/finetune", "--dry-run", "--on", "RTX4090"]) == 0
-    assert "does NOT fit: take more devices, or a smaller batch.micro_tokens" in capsys.readouterr().out
+    assert "which does NOT fit: take more devices, or train less;" in capsys.readouterr().out
+    assert opsin(["train", "internvl-1.5/finetune-26b", "--dry-run", "--on", "64xRTX4090"]) == 0
+    assert "which does NOT fit: take more devices, or lower batch.micro_tokens;" in capsys.readouterr().out
 
 
 def test_times_are_written_for_people():

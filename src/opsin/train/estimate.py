@@ -51,10 +51,15 @@ class Memory:
     working: int
     """Copies of weights in the precision and place of the products, and a chunk of logits."""
 
+    @property
+    def state(self) -> int:
+        """What is there between steps."""
+        return self.weights + self.gradients + self.optimizer
+
     def total(self, *, checkpointing: bool) -> int:
         """All of it. Kernels' own workspace and fragments of the allocator are not counted: leave a tenth free."""
         activations = self.activations_checkpointed if checkpointing else self.activations
-        return self.weights + self.gradients + self.optimizer + activations + self.working
+        return self.state + activations + self.working
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,14 @@ class StageEstimate:
     backward: dict[str, float]
     again: float
     """FLOPs per step of computing blocks again; part of `flops` with `checkpointing`."""
-    checkpointing: bool
-    """Whether blocks are computed again on the way back."""
     memory: Memory
-    machine: str | None
-    utilisation: float | None
-    fits: bool | None
+    checkpointing: bool = False
+    """Whether blocks are computed again on the way back."""
+    machine: str | None = None
+    utilisation: float | None = None
+    fits: bool | None = None
     """Whether the memory of a device suffices; None where no machine, or not its memory, is known."""
-    seconds_per_step: float | None
+    seconds_per_step: float | None = None
 
     @property
     def flops(self) -> float:
@@ -140,29 +145,21 @@ def walk(
             missing=missing,
             typical=typical,
         )
-        done = _estimate_stage(config, stage, module, trainable, workload, machine)
-        if checkpointing or (checkpointing is None and done.fits is False):
-            done = replace(done, checkpointing=True)
-        yield _timed(done, config, machine), module, trainable
+        half, devices = config.precision == "bfloat16", machine.count if machine else 1
+        done = _estimate_stage(stage, module, trainable, workload, devices=devices, half=half)
+        yield _on(machine, done, config.precision, checkpointing), module, trainable
 
 
 def _estimate_stage(
-    config: RunConfig,
-    stage: Stage,
-    module: nn.Module,
-    trainable: Trainable,
-    workload: Workload,
-    machine: Machine | None,
+    stage: Stage, module: nn.Module, trainable: Trainable, workload: Workload, *, devices: int, half: bool
 ) -> StageEstimate:
     assert isinstance(module, VLM | Retriever)
     set_trainable(module, trainable)
-    devices = machine.count if machine else 1
     per_step = min(stage.batch.samples, workload.per_epoch or stage.batch.samples)
     share = -(-per_step // devices)
     count = max(min(share, MOST_SAMPLES), len(workload.samples))
     samples = list(islice(cycle(workload.samples), count))
     steps = [samples[start : start + share] for start in range(0, count, share)]
-    half = config.precision == "bfloat16"
     # A shape has all that is asked of a sample here: how many tokens it is long.
     groups = Counter(tuple(group) for step in steps for group in passes(cast("Iterable[Encoded]", step), stage.batch))
     works = {
@@ -178,7 +175,7 @@ def _estimate_stage(
             forward[part] += scale * times * works[group].forward[part]
             backward[part] += scale * times * works[group].backward[part]
         again += scale * times * works[group].again
-    estimate = StageEstimate(
+    return StageEstimate(
         stage=stage.name,
         parts=tuple(parameter_table(module, trainable)),
         samples=per_step,
@@ -192,14 +189,8 @@ def _estimate_stage(
         forward=dict(forward),
         backward=dict(backward),
         again=again,
-        checkpointing=False,
         memory=_memory(stage, module, trainable, list(works.values()), samples, devices=devices, half=half),
-        machine=machine.name if machine else None,
-        utilisation=machine.utilisation if machine else None,
-        fits=None,
-        seconds_per_step=None,
     )
-    return _timed(estimate, config, machine)
 
 
 def _memory(
@@ -247,14 +238,19 @@ def _largest_block(module: nn.Module) -> int:
     return max(sizes.values())
 
 
-def _timed(done: StageEstimate, config: RunConfig, machine: Machine | None) -> StageEstimate:
+def _on(machine: Machine | None, done: StageEstimate, precision: str, checkpointing: bool | None) -> StageEstimate:
     """With what follows from the machine."""
+    memory = machine.device.memory if machine else None
+    if checkpointing is None:
+        checkpointing = memory is not None and done.memory.total(checkpointing=False) > memory
+    done = replace(done, checkpointing=checkpointing)
     if machine is None:
         return done
-    memory = machine.device.memory
-    reached = machine.peak(config.precision) * machine.utilisation * min(machine.count, done.samples) / machine.count
+    reached = machine.peak(precision) * machine.utilisation * min(machine.count, done.samples) / machine.count
     return replace(
         done,
-        fits=None if memory is None else done.memory.total(checkpointing=done.checkpointing) <= memory,
+        machine=machine.name,
+        utilisation=machine.utilisation,
+        fits=None if memory is None else done.memory.total(checkpointing=checkpointing) <= memory,
         seconds_per_step=done.flops / reached,
     )
