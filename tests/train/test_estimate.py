@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
+import toys
 from opsin.cli.app import run as opsin
 from opsin.data.feed import Feed
 from opsin.encode import Encoder
@@ -55,6 +56,21 @@ def test_repeats_and_limits_count_and_an_unknown_file_leaves_steps_open():
     assert open_end.seconds_per_step > 0
     (told,) = estimate(run_config(stage={"data": [{"path": "c.json"}], "steps": 7}), "H100")
     assert told.seconds == 7 * told.seconds_per_step
+
+
+def test_a_bad_sample_that_the_run_would_leave_out_is_left_out_of_the_estimate(tmp_path):
+    folder = toys.tokenizer_folder(tmp_path / "tokenizer")
+    toys.picture((40, 30)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "abc"}]
+    records = [{"image": f"{'bad' if number == 3 else 'good'}.png", "conversations": turns} for number in range(6)]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    data = {"data": [{"path": str(tmp_path / "data.json")}], "batch": {"samples": 6}}
+    (refused,) = estimate(run_config(model="llava-1.5-tiny", tokenizer=str(folder), stage=data))
+    assert "bad.png" in refused.problem
+    data["bad_samples"] = "skip"
+    (done,) = estimate(run_config(model="llava-1.5-tiny", tokenizer=str(folder), stage=data))
+    assert (done.problem, done.tokens_from, done.image_tokens) == ("", "estimated from 6 samples", 6 * 9)
 
 
 def test_a_sample_is_cut_at_the_limit_of_the_stage():

@@ -151,9 +151,8 @@ def walk(
 
 
 def _estimate_stage(
-    stage: Stage, module: nn.Module, trainable: Trainable, workload: Workload, *, devices: int, half: bool
+    stage: Stage, module: VLM | Retriever, trainable: Trainable, workload: Workload, *, devices: int, half: bool
 ) -> StageEstimate:
-    assert isinstance(module, VLM | Retriever)
     set_trainable(module, trainable)
     per_step = min(stage.batch.samples, workload.per_epoch or stage.batch.samples)
     share = -(-per_step // devices)

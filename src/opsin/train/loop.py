@@ -40,6 +40,10 @@ class Row(TypedDict):
     lr: dict[str, float]
     """Learning rate of each group of tensors."""
     samples: int
+    shortened: int
+    """Of these, how many were too long and were cut to fit (`overlong`)."""
+    left_out: int
+    """How many others were bad or too long and were replaced (`left_out.jsonl`)."""
     passes: int
     """How many times the model ran: the samples of a step are cut into passes (gradient accumulation)."""
     tokens: int
@@ -106,6 +110,7 @@ class StageLoop:
 
     def _one_step(self, stream: "_Stopwatch[Encoded]") -> Row:
         started, waited = time.perf_counter(), stream.seconds
+        shortened, left_out = self.feed.num_shortened, len(self.feed.ledger.entries)
         num_samples = len(self.feed.step_samples(self.step))
         groups = passes(islice(stream, num_samples), self.stage.batch)
         with reproducible(self.device, derive_seed(self.feed.seed, self.stage.name, "step", self.step)):
@@ -132,6 +137,8 @@ class StageLoop:
             grad_norm=norm,
             lr=self.optimizer.rates(factor),
             samples=num_samples,
+            shortened=self.feed.num_shortened - shortened,
+            left_out=len(self.feed.ledger.entries) - left_out,
             passes=len(done),
             tokens=sum(one.tokens for one in done),
             image_tokens=image_tokens,

@@ -2,6 +2,7 @@
 
 OUTPUT/run.yaml         the whole config, defaults included
        log.jsonl        one line per optimizer step
+       left_out.jsonl   one line per sample that the run went on without, if any
        checkpoints/     the newest states of the run
        STAGE/           the model as it was at the end of that stage, ready for `opsin chat`
 """
@@ -138,7 +139,13 @@ class _Run:
             )
             for stage in config.stages
         ]
-        self.log = RowLog(self.output / "log.jsonl", keep_bytes=self.saved.state["log_bytes"] if self.saved else 0)
+        state = self.saved.state if self.saved else {"log_bytes": 0, "left_out_bytes": 0}
+        self.log = RowLog(self.output / "log.jsonl", keep_bytes=state["log_bytes"])
+        self.left_out = RowLog(self.output / "left_out.jsonl", keep_bytes=state["left_out_bytes"])
+        for prepared in self.prepared:
+            ledger = prepared.feed.ledger
+            ledger.restore(entry for entry in self.left_out.read() if entry["stage"] == prepared.stage.name)
+            ledger.on_entry = self.left_out.write
         self.ever_trained: set[str] = set()
         """Tensors that this stage or an earlier one trains: what a checkpoint has to hold."""
 
@@ -160,6 +167,7 @@ class _Run:
         finally:
             self.reporter.end()
             self.log.close()
+            self.left_out.close()
 
     def _train_stage(self, number: int, prepared: PreparedStage, *, steps_before: int) -> int:
         """Train one stage to its end, or until a stop is asked for. Returns how many of its steps are done."""
@@ -182,6 +190,7 @@ class _Run:
             if self.stop.made and not last:
                 return saved_at
         self.reporter.end()
+        self._tell_changes(stage)
         self._save_model(stage, prepared)
         return loop.step
 
@@ -202,6 +211,15 @@ class _Run:
             done=loop.step,
         )
 
+    def _tell_changes(self, stage: Stage) -> None:
+        """Say how many samples of a stage were not trained on as they are."""
+        rows = [row for row in self.log.read() if row["stage"] == stage.name]
+        total = sum(row["samples"] for row in rows)
+        if shortened := sum(row["shortened"] for row in rows):
+            self.reporter.say(f"{shortened:,} of {total:,} samples were too long and shortened ({stage.overlong})")
+        if left_out := sum(row["left_out"] for row in rows):
+            self.reporter.say(f"{left_out:,} samples were left out and replaced by others: {self.left_out.path}")
+
     def _save(self, number: int, loop: StageLoop, steps_before: int) -> None:
         parameters = dict(self.model.module.named_parameters())
         source = loop.feed.source
@@ -215,6 +233,7 @@ class _Run:
                 "stage": number,
                 "step": loop.step,
                 "log_bytes": self.log.sync(),
+                "left_out_bytes": self.left_out.sync(),
                 "data": _data_facts(source),
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
