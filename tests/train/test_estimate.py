@@ -58,6 +58,17 @@ def test_repeats_and_limits_count_and_an_unknown_file_leaves_steps_open():
     assert told.seconds == 7 * told.seconds_per_step
 
 
+def test_several_devices_gather_two_blocks_and_hold_whole_what_is_no_block():
+    (done,) = estimate(run_config(), "8xA100-80GB")
+    vlm = on_meta(describe_model("llava-1.5-7b"))
+    block = sum(p.numel() for p in vlm.decoder.layers[0].parameters())
+    tower = sum(p.numel() for p in vlm.vision.layers.parameters())
+    rest = sum(p.numel() for p in vlm.parameters()) - tower - 32 * block
+    frozen = sum(p.numel() for p in vlm.vision.parameters()) - tower
+    logits = 2 * 4 * 2**24  # and their gradient
+    assert done.memory.working == 2 * 2 * block + 4 * (2 * rest - frozen) + logits
+
+
 def test_a_bad_sample_that_the_run_would_leave_out_is_left_out_of_the_estimate(tmp_path):
     folder = toys.tokenizer_folder(tmp_path / "tokenizer")
     toys.picture((40, 30)).save(tmp_path / "good.png")

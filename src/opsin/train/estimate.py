@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from opsin.data.passes import passes
+from opsin.nn.decoder import DecoderLayer
 from opsin.nn.retriever import Retriever
+from opsin.nn.seq2seq import EncoderLayer
+from opsin.nn.vision import VisionLayer
 from opsin.nn.vlm import VLM
 from opsin.spec.machine import Machine, parse_machine
 from opsin.spec.recipe import RunConfig, Stage
@@ -208,10 +211,8 @@ def _memory(
     optimizer = sum(
         OPTIMIZER_BYTES[group.algorithm] * sum(trained[name].numel() for name in group.names) for group in groups
     )
-    element = HALF if half else FLOAT32
     if devices > 1:
-        # Blocks are gathered one by one, the next one while one works.
-        copies = 2 * element * _largest_block(module)
+        copies = _gathered(module, half=half)
     else:
         copies = HALF * max(work.multiplied for work in works) if half else 0
     logits = 0
@@ -228,13 +229,18 @@ def _memory(
     )
 
 
-def _largest_block(module: nn.Module) -> int:
-    """Parameters of the largest layer of a stack, or of the largest table outside of one."""
-    sizes: Counter[str] = Counter()
-    for name, parameter in module.named_parameters():
-        before, inside, after = name.partition(".layers.")
-        sizes[f"{before}.{after.split('.')[0]}" if inside else name] += parameter.numel()
-    return max(sizes.values())
+def _gathered(module: nn.Module, *, half: bool) -> int:
+    """Bytes of whole weights on each of several devices: the block that works and the next one, and all that is no
+    block (embedding, head, connector, FlanT5's decoder) with its gradient, which stay for the whole pass."""
+    inside: set[nn.Parameter] = set()
+    largest = 0
+    for block in module.modules():
+        if isinstance(block, VisionLayer | DecoderLayer | EncoderLayer):
+            element = HALF if half and not isinstance(block, EncoderLayer) else FLOAT32
+            largest = max(largest, element * sum(p.numel() for p in block.parameters()))
+            inside |= set(block.parameters())
+    rest = [p for p in module.parameters() if p not in inside]
+    return 2 * largest + FLOAT32 * sum(p.numel() * (2 if p.requires_grad else 1) for p in rest)
 
 
 def _on(machine: Machine | None, done: StageEstimate, precision: str, checkpointing: bool | None) -> StageEstimate:
