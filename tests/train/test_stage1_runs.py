@@ -89,13 +89,26 @@ def test_a_stopped_run_goes_on_to_the_same_bits(project, monkeypatch):
     def after(row):
         done.append(row)
         if len(done) == 3:
-            stop.make(2)
+            stop.make()
 
     again = config.replace(output="again")
     assert run(again, stop=stop, on_row=after).status == "stopped"
     result = run(again)
     assert result.status == "finished"
     assert all(torch.equal(tensor, straight[name]) for name, tensor in result.model.retriever.state_dict().items())
+
+
+def test_it_is_judged_while_it_trains_and_its_best_model_compares(project, capsys):
+    judged = "stages.0.evaluate={every: 5, data: [{path: pairs.json}]}"
+    assert opsin(["train", "run.yaml", "stages.0.steps=20", judged]) == 0
+    rows = [json.loads(line) for line in (project / "out" / "log.jsonl").read_text().splitlines()]
+    losses = [row["evaluation"]["loss"] for row in rows if "evaluation" in row]
+    assert len(losses) == 4
+    assert min(losses) < losses[0]
+    assert match.load(project / "out" / "best" / "stage1").rank_texts(project / "red.png", ["red paper", "blue paper"])
+    asked = "stages.0.evaluate={every: 5, metric: exact_match, data: [{path: pairs.json}]}"
+    assert opsin(["train", "run.yaml", "output=other", asked]) == 2
+    assert "a model that compares gives no answers; set evaluate.metric: loss" in capsys.readouterr().err
 
 
 def test_a_dry_run_shows_it_without_data_by_the_published_counts(project, capsys, monkeypatch):
@@ -105,7 +118,7 @@ def test_a_dry_run_shows_it_without_data_by_the_published_counts(project, capsys
     out = capsys.readouterr().out
     assert "vision           985,949,440               0" in out
     assert "186,70" in out
-    assert "by the published counts: 129,000,000 samples per epoch, 1,680 per step: 250,000 steps, 3.26 epochs" in out
+    assert "129,000,000 samples per epoch, 1,680 per step: 250,000 steps, 3.26 epochs" in out
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,24 @@ class BadSamples(Spec):
         return {"policy": data} if isinstance(data, str) else data
 
 
+class Evaluation(Spec):
+    """How a stage is judged while it trains, on data that it does not train on.
+
+    The model of the best evaluation stays in OUTPUT/best/STAGE.
+    """
+
+    data: tuple[DataFile, ...] = ()
+    every: int = Field(ge=1)
+    """Optimizer steps between two evaluations. The end of the stage is always one."""
+    metric: Literal["loss", "exact_match"] = "loss"
+    """What decides which is best. `exact_match`: the share of samples whose last answer the model gives word for word,
+    always taking the likeliest token; the loss is logged with it."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest answer, for `exact_match`."""
+    patience: int | None = Field(default=None, ge=1)
+    """The stage ends after so many evaluations in a row without a new best. None: it goes on to its end."""
+
+
 class Stage(Spec):
     """One stage: what trains, on what, how."""
 
@@ -176,6 +194,9 @@ class Stage(Spec):
     """Passes over the data."""
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps, which count instead of `epochs` where both are given."""
+
+    evaluate: Evaluation | None = None
+    """Judge the model while it trains, end early, keep the best."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -240,6 +261,9 @@ class RunConfig(Spec):
     checkpoint: Checkpoints = Checkpoints()
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines on the screen. The log file has every step."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Programs that are told every step too. W&B and MLflow take project, name and place from their own environment
+    variables."""
     stages: tuple[Stage, ...]
 
     @model_validator(mode="after")
@@ -250,7 +274,7 @@ class RunConfig(Spec):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; each writes a folder of its name")
-            if name in {"checkpoints", "run.yaml", "log.jsonl"}:
+            if name in {"checkpoints", "run.yaml", "log.jsonl", "left_out.jsonl", "best", "trackers"}:
                 raise ValueError(f"a stage cannot be called {name!r}: the run itself writes there")
         if len({stage.objective == "blip2_stage1" for stage in self.stages}) > 1:
             raise ValueError(
@@ -265,5 +289,5 @@ class RunConfig(Spec):
         return self.stages[0].objective == "blip2_stage1"
 
 
-MACHINE_KEYS = ("output", "device", "workers", "checkpoint", "log_every")
+MACHINE_KEYS = ("output", "device", "workers", "checkpoint", "log_every", "trackers")
 """Settings that may change when a run goes on: they say where and how it is run, not what is computed."""
