@@ -5,18 +5,23 @@ import re
 from dataclasses import asdict
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import toys
 from opsin.cli.app import run as opsin
 from opsin.data.feed import Feed
 from opsin.encode import Encoder
+from opsin.errors import PlanError
 from opsin.spec.recipe import RunConfig
 from opsin.train.config import read_run, recipe_names
 from opsin.train.estimate import estimate
 from opsin.train.loop import StageLoop
 from opsin.train.objectives import next_token
+from opsin.train.optim import Optimizer
 from opsin.train.prepare import describe_model, stage_trainable
 from opsin.train.preview import readable
+from opsin.train.trainable import set_trainable
 from opsin.train.workload import CONVERSATION, Typical
 from opsin.weights.init import on_meta
 from train.toy import DrawnSource, stage, tiny_model
@@ -111,6 +116,29 @@ def test_blocks_are_computed_again_only_where_a_device_is_too_small_otherwise():
     assert (small.checkpointing, small.fits) == (True, True)
     (alone,) = estimate(run_config(), "RTX4090")
     assert (alone.checkpointing, alone.fits) == (True, False)
+
+
+def test_a_picture_that_leaves_no_room_for_text_is_made_smaller():
+    narrow = {"data": [{"path": "nowhere.json"}], "max_tokens": 1000}
+    (done,) = estimate(run_config(model="internvl-1.5-2b", stage=narrow))
+    assert done.tokens_from.startswith("assumed: a picture of 448x448 px and 350 tokens")
+    assert done.image_tokens == 64 * 256
+    with pytest.raises(PlanError, match="take 256 tokens, and max_tokens is 200"):
+        estimate(run_config(model="internvl-1.5-2b", stage=narrow | {"max_tokens": 200}))
+
+
+def test_the_update_of_muon_multiplies_too_as_torch_counts(tmp_path):
+    only = stage(optim={"kind": "muon", "lr": 1e-3, "rest": {"lr": 1e-3}})
+    config = run_config(model="llava-1.5-tiny", stage=only.model_dump())
+    vlm = tiny_model(tmp_path).vlm
+    trained = set_trainable(vlm, stage_trainable(vlm, vlm.config, only))
+    for parameter in trained.values():
+        parameter.grad = torch.ones_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        Optimizer(trained, only.optim).step(1.0)
+    (done,) = estimate(config)
+    assert done.update == counter.get_total_flops() > 0
+    assert done.flops == sum(done.forward.values()) + sum(done.backward.values()) + done.update
 
 
 @pytest.mark.parametrize("optim", ["adamw", "muon"])

@@ -48,7 +48,9 @@ def train(
         names = recipe_names()
         width = max(map(len, names)) + 2
         for name in names:
-            console.print(f"{name:<{width}}{(RECIPES / f'{name}.yaml').read_text(encoding='utf-8').splitlines()[0][2:]}")
+            console.print(
+                f"{name:<{width}}{(RECIPES / f'{name}.yaml').read_text(encoding='utf-8').splitlines()[0][2:]}"
+            )
         return
     config = read_run(recipe, overrides or [])
     if dry_run:

@@ -5,12 +5,12 @@ activations; time is FLOPs by peak and utilisation. docs/training_cost.md compar
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from opsin.data.passes import passes
 from opsin.nn.decoder import DecoderLayer
@@ -22,7 +22,7 @@ from opsin.spec.machine import Machine, parse_machine
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.train.flops import SampleShape, pass_work
 from opsin.train.objectives import CHUNK_ELEMENTS
-from opsin.train.optim import make_groups
+from opsin.train.optim import Group, make_groups
 from opsin.train.prepare import describe_run, on_meta, parameter_table, stage_trainable
 from opsin.train.tape import FLOAT32, HALF, Work
 from opsin.train.trainable import Trainable, set_trainable
@@ -37,6 +37,8 @@ MOST_SAMPLES = 256
 """So many samples of a device's share stand for all of it."""
 OPTIMIZER_BYTES = {"adamw": 2 * FLOAT32, "muon": FLOAT32}
 """Of each number that trains: two averages, or one."""
+MUON_ITERATIONS = 5
+"""Of Newton and Schulz, by which torch.optim.Muon makes each update orthogonal."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class StageEstimate:
     backward: dict[str, float]
     again: float
     """FLOPs per step of computing blocks again; part of `flops` with `checkpointing`."""
+    update: float
+    """FLOPs per step of the optimizer's own products: Muon's."""
     memory: Memory
     checkpointing: bool = False
     """Whether blocks are computed again on the way back."""
@@ -101,7 +105,8 @@ class StageEstimate:
     @property
     def flops(self) -> float:
         """Per step, all in all."""
-        return sum(self.forward.values()) + sum(self.backward.values()) + (self.again if self.checkpointing else 0)
+        passes = sum(self.forward.values()) + sum(self.backward.values())
+        return passes + (self.again if self.checkpointing else 0) + self.update
 
     @property
     def seconds(self) -> float | None:
@@ -156,7 +161,10 @@ def walk(
 def _estimate_stage(
     stage: Stage, module: VLM | Retriever, trainable: Trainable, workload: Workload, *, devices: int, half: bool
 ) -> StageEstimate:
-    set_trainable(module, trainable)
+    trained = set_trainable(module, trainable)
+    optimized: dict[str, list[Group]] = {"adamw": [], "muon": []}
+    for each in make_groups(trained, stage.optim):
+        optimized[each.algorithm].append(each)
     per_step = min(stage.batch.samples, workload.per_epoch or stage.batch.samples)
     share = -(-per_step // devices)
     count = max(min(share, MOST_SAMPLES), len(workload.samples))
@@ -191,25 +199,32 @@ def _estimate_stage(
         forward=dict(forward),
         backward=dict(backward),
         again=again,
-        memory=_memory(stage, module, trainable, list(works.values()), samples, devices=devices, half=half),
+        update=sum(_muon_flops(trained[name]) for group in optimized["muon"] for name in group.names),
+        memory=_memory(module, trained, optimized, list(works.values()), samples, devices=devices, half=half),
     )
 
 
+def _muon_flops(matrix: Tensor) -> int:
+    """x x^T, its square, and that times x, in each iteration; x lies on its longer side."""
+    short, long = sorted(matrix.shape)
+    return MUON_ITERATIONS * (4 * short**2 * long + 2 * short**3)
+
+
 def _memory(
-    stage: Stage,
-    module: nn.Module,
-    trainable: Trainable,
+    module: VLM | Retriever,
+    trained: Mapping[str, Tensor],
+    optimized: Mapping[str, Sequence[Group]],
     works: Sequence[Work],
     samples: Sequence[SampleShape],
     *,
     devices: int,
     half: bool,
 ) -> Memory:
-    parameters = dict(module.named_parameters())
-    trained = {name: parameters[name] for name in trainable.names}
-    groups = make_groups(trained, stage.optim)
     optimizer = sum(
-        OPTIMIZER_BYTES[group.algorithm] * sum(trained[name].numel() for name in group.names) for group in groups
+        OPTIMIZER_BYTES[algorithm] * trained[name].numel()
+        for algorithm, groups in optimized.items()
+        for group in groups
+        for name in group.names
     )
     if devices > 1:
         copies = _gathered(module, half=half)
@@ -220,7 +235,7 @@ def _memory(
         taught = sum(sample.num_supervised for sample in samples)
         logits = 2 * FLOAT32 * min(CHUNK_ELEMENTS, taught * module.config.decoder.vocab_size)
     return Memory(
-        weights=FLOAT32 * sum(p.numel() for p in parameters.values()) // devices,
+        weights=FLOAT32 * sum(p.numel() for p in module.parameters()) // devices,
         gradients=FLOAT32 * sum(p.numel() for p in trained.values()) // devices,
         optimizer=optimizer // devices,
         activations=round(max(work.kept for work in works)),

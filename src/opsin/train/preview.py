@@ -50,8 +50,9 @@ def _describe(stage: StageEstimate) -> Iterator[str]:
     yield f"about {stage.tokens:,} tokens per step ({shares}), {stage.tokens_from}"
     forward, backward = sum(stage.forward.values()), sum(stage.backward.values())
     parts = ", ".join(f"{part} {_flop(flops + stage.backward[part])}" for part, flops in stage.forward.items())
-    again = f", blocks again {_flop(stage.again)}" if stage.checkpointing else ""
-    yield f"{_flop(stage.flops)} per step: forwards {_flop(forward)}, backwards {_flop(backward)}{again} ({parts})"
+    more = f", blocks again {_flop(stage.again)}" if stage.checkpointing else ""
+    more += f", update {_flop(stage.update)}" if stage.update else ""
+    yield f"{_flop(stage.flops)} per step: forwards {_flop(forward)}, backwards {_flop(backward)}{more} ({parts})"
     memory = stage.memory
     yield (
         f"weights, gradients and optimizer take {_gib(memory.state)} on each device, activations "
