@@ -22,7 +22,7 @@ from opsin.spec.machine import Machine, parse_machine
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.train.flops import SampleShape, pass_work
 from opsin.train.objectives import CHUNK_ELEMENTS
-from opsin.train.optim import Group, make_groups
+from opsin.train.optim import make_groups
 from opsin.train.prepare import describe_run, on_meta, parameter_table, stage_trainable
 from opsin.train.tape import FLOAT32, HALF, Work
 from opsin.train.trainable import Trainable, set_trainable
@@ -162,9 +162,7 @@ def _estimate_stage(
     stage: Stage, module: VLM | Retriever, trainable: Trainable, workload: Workload, *, devices: int, half: bool
 ) -> StageEstimate:
     trained = set_trainable(module, trainable)
-    optimized: dict[str, list[Group]] = {"adamw": [], "muon": []}
-    for each in make_groups(trained, stage.optim):
-        optimized[each.algorithm].append(each)
+    algorithms = {name: each.algorithm for each in make_groups(trained, stage.optim) for name in each.names}
     per_step = min(stage.batch.samples, workload.per_epoch or stage.batch.samples)
     share = -(-per_step // devices)
     count = max(min(share, MOST_SAMPLES), len(workload.samples))
@@ -199,8 +197,8 @@ def _estimate_stage(
         forward=dict(forward),
         backward=dict(backward),
         again=again,
-        update=sum(_muon_flops(trained[name]) for group in optimized["muon"] for name in group.names),
-        memory=_memory(module, trained, optimized, list(works.values()), samples, devices=devices, half=half),
+        update=sum(_muon_flops(trained[name]) for name, algorithm in algorithms.items() if algorithm == "muon"),
+        memory=_memory(module, algorithms, list(works.values()), samples, devices=devices, half=half),
     )
 
 
@@ -212,20 +210,15 @@ def _muon_flops(matrix: Tensor) -> int:
 
 def _memory(
     module: VLM | Retriever,
-    trained: Mapping[str, Tensor],
-    optimized: Mapping[str, Sequence[Group]],
+    algorithms: Mapping[str, str],
     works: Sequence[Work],
     samples: Sequence[SampleShape],
     *,
     devices: int,
     half: bool,
 ) -> Memory:
-    optimizer = sum(
-        OPTIMIZER_BYTES[algorithm] * trained[name].numel()
-        for algorithm, groups in optimized.items()
-        for group in groups
-        for name in group.names
-    )
+    """algorithms: of each tensor that trains, by name."""
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     if devices > 1:
         copies = _gathered(module, half=half)
     else:
@@ -235,9 +228,9 @@ def _memory(
         taught = sum(sample.num_supervised for sample in samples)
         logits = 2 * FLOAT32 * min(CHUNK_ELEMENTS, taught * module.config.decoder.vocab_size)
     return Memory(
-        weights=FLOAT32 * sum(p.numel() for p in module.parameters()) // devices,
-        gradients=FLOAT32 * sum(p.numel() for p in trained.values()) // devices,
-        optimizer=optimizer // devices,
+        weights=FLOAT32 * sum(sizes.values()) // devices,
+        gradients=FLOAT32 * sum(sizes[name] for name in algorithms) // devices,
+        optimizer=sum(OPTIMIZER_BYTES[algorithm] * sizes[name] for name, algorithm in algorithms.items()) // devices,
         activations=round(max(work.kept for work in works)),
         activations_checkpointed=round(max(work.kept_between + work.largest_block for work in works)),
         working=copies + logits,
