@@ -21,11 +21,12 @@ from opsin.data.problems import BadRecord, Problem
 from opsin.data.records import JsonRecords
 from opsin.data.suspicious import shape_of, suspicious_json, suspicious_record, suspicious_talk
 from opsin.encode import Encoder, Measure
-from opsin.errors import MediaError, MessageError
+from opsin.errors import DataError, MediaError, MessageError
 from opsin.media.image import DEFAULT_LIMITS, ImageMode, Limits, image_size
 from opsin.spec.plan import Size
 from opsin.spec.recipe import DataFile, Overlong
 from opsin.text.messages import BoxPart, Conversation, ImageSource
+from opsin.text.render import check_order
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,11 @@ class DataCheck:
         measure, change = None, ""
         try:
             _check_boxes(conversation, sizes)
-            if self.rules.encoder is not None and not wrong:
+            if self.rules.encoder is None:
+                check_order(conversation.messages)
+                if not any(message.role == "assistant" for message in conversation.messages):
+                    raise DataError("it has no answer to learn from", kind="nothing_taught")
+            elif not wrong:
                 measure, change = self._measure(conversation, [size for size in sizes if size is not None])
         except BAD_SAMPLE as error:
             problems.append(Problem.of(error, where))
