@@ -260,7 +260,7 @@ class Encoder:
 
 
 def _shrunk(config: VLMConfig, resolution: Native, max_pixels: int) -> VLMConfig:
-    """The description with a lower bound for its pictures. Raises ConfigError where it is below the least."""
+    """The description with a lower bound for its pictures."""
     most = min(max_pixels, resolution.max_pixels)
     return config.model_copy(update={"resolution": resolution.replace(max_pixels=most)})
 

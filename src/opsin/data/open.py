@@ -140,4 +140,5 @@ def _is_one_object(path: Path) -> bool:
         # Lines of an object that is spread over several begin with a key.
         return not line.strip().endswith(b"}") and not rest.lstrip().startswith(b"{")
     keys = set(re.findall(rb'"(\w+)"\s*:\s*\[', line))
-    return not line.strip().endswith(b"}") or bool(keys & {b"annotations", b"questions"}) or b'"choices"' in line
+    splits = path.with_name("pid_splits.json").is_file()
+    return not line.strip().endswith(b"}") or bool(keys & {b"annotations", b"questions"}) or splits

@@ -168,7 +168,7 @@ def line_places(path: Path) -> Iterator[Place]:
             for number, line in enumerate(file, start=1):
                 mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
                 if not line.isspace():
-                    yield Place(start + mark, len(line) - mark, number)
+                    yield Place(start + mark, len(line.rstrip(b"\r\n")) - mark, number)
                 start += len(line)
     except OSError as error:
         raise cannot_read(path, error) from None

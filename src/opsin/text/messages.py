@@ -137,6 +137,8 @@ class Conversation:
 
 
 def _check_shown(kind: str, indices: Sequence[int], count: int) -> None:
+    if sorted(indices) == list(range(count)):
+        return
     shown = Counter(indices)
     for index, times in sorted(shown.items()):
         if not 0 <= index < count:

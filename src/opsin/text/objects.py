@@ -162,10 +162,24 @@ def _spelled(part: Part, grounding: Grounding, size_of: Callable[[int], Size]) -
         return TextPart(f"{before}{part.text}{after}")
     if isinstance(part, BoxPart):
         try:
-            return TextPart(write(part.boxes, grounding, size_of(part.image)))
+            size = size_of(part.image)
+            return TextPart(write([_inside(box, size) for box in part.boxes], grounding, size))
         except MessageError as error:
             raise MessageError(error.message, kind="box", fix=error.fix) from None
     return part
+
+
+def _inside(box: Box, size: Size) -> Box:
+    """The box without the part of a pixel by which annotations, being rounded, often leave their picture."""
+    if box.space != "pixels":
+        return box
+    width, height = size
+    return replace(
+        box,
+        points=tuple(
+            (width if width < x <= width + 1 else x, height if height < y <= height + 1 else y) for x, y in box.points
+        ),
+    )
 
 
 def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:

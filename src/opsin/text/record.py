@@ -45,11 +45,8 @@ def to_record(
 
 
 def _message(message: Message, conversation: Conversation, marks: dict[type, str]) -> dict[str, Any]:
-    shown = {
-        mark
-        for part, mark in marks.items()
-        if (part is ImagePart and conversation.images) or (part is VideoPart and conversation.videos)
-    }
+    # In records of videos alone `<image>` may stand for them, so any mark in a text could be taken for a place.
+    shown = (IMAGE_MARK, VIDEO_MARK) if conversation.images or conversation.videos else ()
     texts = [part.text for part in message.parts if isinstance(part, TextPart)]
     if any(mark in text for text in texts for kind, mark in marks.items() if kind in (NamePart, BoxPart)):
         raise MessageError(f"a text holds {NAME_MARK} or {BOX_MARK}, which stand for its names and boxes", kind="marks")

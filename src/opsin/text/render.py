@@ -74,7 +74,11 @@ def render(chat: ChatFormat, messages: Sequence[Message], *, mode: Mode) -> list
             written = bool(chat.decoder_start) and mode == "train" and place == len(turns) - 1
             spans += _decoder_turn(chat, message) if written else _assistant_turn(chat, message)
             continue
-        spans += _user_turn(chat, message, numbers, is_first=not seen_user, head=[] if seen_user else head)
+        # Where a question's first mark ends the answer before it, it is taught with that answer.
+        follows = turns[place - 1].loss if place else True
+        spans += _user_turn(
+            chat, message, numbers, is_first=not seen_user, head=[] if seen_user else head, teach=follows
+        )
         seen_user = True
     if mode == "prompt":
         return spans + (
@@ -182,14 +186,15 @@ def _numbers(turns: Sequence[Message]) -> dict[MediaPart, int]:
 
 
 def _user_turn(
-    chat: ChatFormat, message: Message, numbers: dict[MediaPart, int], *, is_first: bool, head: list[Span]
+    chat: ChatFormat, message: Message, numbers: dict[MediaPart, int], *, is_first: bool, head: list[Span], teach: bool
 ) -> list[Span]:
-    """head: the system text, for formats that write it inside the first user turn."""
+    """head: the system text, for formats that write it inside the first user turn. teach: whether marks are taught."""
     turn = chat.user
     content = _content(chat, message, numbers)
     if not content and chat.empty_turn == "prefix":
-        return _pieces(turn.prefix)
-    before = [*_pieces(() if is_first else chat.between), *_pieces(turn.prefix), *_pieces(turn.lead)]
+        return _pieces(turn.prefix, teach=teach)
+    between = () if is_first else chat.between
+    before = [span for part in (between, turn.prefix, turn.lead) for span in _pieces(part, teach=teach)]
     return [*before, *head, *content, *_pieces(turn.suffix)]
 
 
