@@ -45,7 +45,7 @@ class Objects:
         if not names and not corners:
             return None
         kind = given.get("bbox_type") or "real"
-        if kind not in BOX_TYPES:
+        if not isinstance(kind, str) or kind not in BOX_TYPES:
             raise MessageError(
                 f"bbox_type {str(kind)[:80]!r} is unknown", kind="objects", fix=f"known: {', '.join(BOX_TYPES)}"
             )
@@ -56,9 +56,14 @@ class Objects:
                 boxes.append(tuple(_box(numbers, BOX_TYPES[kind]) for numbers in several))
             except MessageError as error:
                 raise MessageError(f"bbox {number}: {error.message}", kind="box", fix=error.fix) from None
+        for key, items, of in (("ref", names, str), ("image_id", images, int)):
+            if not all(isinstance(item, of) for item in items):
+                raise MessageError(
+                    f"objects: {key!r} is {str(items)[:80]}; a list of {of.__name__} is needed", kind="objects"
+                )
         if images and len(images) != len(boxes):
             raise MessageError(f"{len(images)} image_id for {len(boxes)} bbox; give one for each", kind="objects")
-        return cls([str(name) for name in names], boxes, [int(each) for each in images] or [0] * len(boxes))
+        return cls(names, boxes, images or [0] * len(boxes))
 
     def take_name(self) -> NamePart:
         """The next name. Where there is none, `check` says so, once for all."""
