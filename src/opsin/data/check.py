@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -296,7 +297,7 @@ def _bytes_of(source: object) -> bytes:
         return hashlib.sha256(b"".join(map(_bytes_of, source))).digest()
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
-    if isinstance(source, str | Path) and Path(source).is_file():
+    if isinstance(source, Path) and isfile(source):
         with open(source, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     return repr(source).encode()
