@@ -39,7 +39,7 @@ DEFECTS: dict[str, Defect] = {
     "not_finite": _warning("a number that is NaN or infinite, which JSON does not know", "leave it out or correct it"),
     "duplicate_key": _warning("a key that stands twice in one object; the last one counts", "keep one of them"),
     # the record
-    "shape": _error("no conversation in a known shape", "write it in one of the shapes of docs/data_check.md"),
+    "shape": _error("no conversation in a known shape", "write it in one of the shapes of docs/data.md"),
     "mixed_shapes": _warning("another shape than most records of its file", "convert them to one shape"),
     "unknown_key": _warning("an unknown key that looks like a known one", "spell it as the known one"),
     "question": _error("a question that is no text", "write it as text"),
@@ -81,7 +81,7 @@ DEFECTS: dict[str, Defect] = {
     "mark_text": _warning("a mark that shows nothing: it is read as text", "list the picture, or take the mark out"),
     "damaged_text": _warning("characters that only damaged text has", "read the source in its own encoding"),
     # boxes
-    "objects": _error("names or boxes that are not understood", "see the neutral form in docs/data_check.md"),
+    "objects": _error("names or boxes that are not understood", "see the neutral form in docs/data.md"),
     "box": _error("a box that is no box on its picture", "give left, top, right, bottom inside it"),
     "box_text": _warning("a box in the text that is no box", "give left, top, right, bottom"),
     "grounding": _error("boxes for a model that has none", "leave them out, or write them as text"),

@@ -88,8 +88,8 @@ def render(chat: ChatFormat, messages: Sequence[Message], *, mode: Mode) -> list
     return spans + _pieces(chat.end, teach=turns[-1].loss)
 
 
-def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple[str, list[Message]]:
-    """The system text and the turns to write, checked. Errors number messages from 1."""
+def check_order(messages: Sequence[Message]) -> None:
+    """Raise MessageError for what no format can say: who speaks first, who shows pictures."""
     for number, message in enumerate(messages, start=1):
         if message.role == "system" and number > 1:
             raise MessageError(f"message {number} is a system message; only the first message can be one", kind="order")
@@ -102,6 +102,11 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
         raise MessageError(
             f"no user message among {len(messages)} message(s); a conversation needs at least one", kind="order"
         )
+
+
+def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple[str, list[Message]]:
+    """The system text and the turns to write, checked. Errors number messages from 1."""
+    check_order(messages)
     if mode == "prompt" and messages[-1].role != "user":
         raise MessageError(
             f"message {len(messages)}, the last one, is the assistant's, so there is nothing to answer; "
@@ -111,7 +116,7 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
         raise MessageError(
             f"message {len(messages)}, the last one, is no answer of the assistant's, which is what format "
             f"{chat.name!r} teaches; end with one",
-            kind="no_answer",
+            kind="order",
         )
     system, turns, first = chat.system, list(messages), 1
     if turns[0].role == "system":
@@ -130,7 +135,7 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
     if chat.system_place == "in_first_user" and system and not turns[0].parts:
         raise MessageError(
             f"the first user message is empty; format {chat.name!r} writes the system text inside it",
-            kind="empty_question",
+            kind="order",
         )
     return system, turns
 
