@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from opsin.errors import ConfigError
+
 
 def train(
     recipe: Annotated[
@@ -15,6 +17,15 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the whole config, what trains, steps and tokens; train nothing.")
     ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MACHINE",
+            help="With --dry-run: whether it fits and how long it takes there, such as 8xA100-80GB or RTX4090@0.3 (at "
+            "0.3 of its peak).",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: for programs.")] = False,
 ) -> None:
     """Train a model by a recipe: all its stages, one after the other.
 
@@ -24,7 +35,7 @@ def train(
 
         opsin train
 
-        opsin train llava-1.5/pretrain --dry-run
+        opsin train llava-1.5/pretrain --dry-run --on 8xA100-80GB
 
         opsin train run.yaml stages.0.optim.lr=1e-4 stages.finetune.steps=100 output=runs/second
     """
@@ -39,11 +50,18 @@ def train(
         return
     config = read_run(recipe, overrides or [])
     if dry_run:
-        from opsin.train.preview import preview
+        from opsin.spec.machine import parse_machine
+        from opsin.train.preview import preview, preview_json
 
-        for line in preview(config):
+        machine = None if on is None else parse_machine(on)
+        if as_json:
+            print(preview_json(config, machine))
+            return
+        for line in preview(config, machine):
             console.print(line)
         return
+    if on is not None or as_json:
+        raise ConfigError("--on and --json belong to --dry-run; a run uses the devices that are there")
 
     from opsin.train.log import Screen
     from opsin.train.runner import run

@@ -1,6 +1,6 @@
 """A training run as one value: what is trained in which stage, on which data, and how."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,9 +16,10 @@ RANDOM = "random"
 
 
 class DataFile(Spec):
-    """One file of conversations (LLaVA JSON, JSONL and the other shapes that `text.messages` reads)."""
+    """Conversations, in any shape and container that `docs/data.md` lists."""
 
     path: str
+    """A file, a folder, or several shards: `shard-{000..010}.tar`, `*.parquet`. `#500` behind it is a limit."""
     image_root: str | None = None
     """Folder that relative picture paths start from; the file's own folder when not given."""
     limit: int | None = Field(default=None, ge=1)
@@ -28,6 +29,26 @@ class DataFile(Spec):
     count: int | None = Field(default=None, ge=1)
     """How many samples the published data had. It decides nothing: a dry run counts with it where the file is not
     there."""
+    weight: float | None = Field(default=None, gt=0)
+    """The file's share of an epoch, relative to the others' weights. The epoch is as long as all files together."""
+    format: Literal["auto", "json", "parquet", "tar", "arrow"] = "auto"
+    """The container; `auto` tells by the first bytes."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Keys that the file calls otherwise: {caption: title} reads `title` as the caption."""
+    prompt: str | None = None
+    """What is said beside a picture; {} is the record's own question. For captions, questions and boxes alone."""
+    box: Literal["xywh", "xyxy"] = "xywh"
+    """The four numbers of a record's `bbox`: left, top, width, height, or left, top, right, bottom."""
+    answers: str | None = None
+    """VQA v2's file of annotations; found beside that of the questions when it has its published name."""
+    split: str | None = None
+    """ScienceQA's split; `train` when not given."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.weight is not None and self.repeat != 1:
+            raise ValueError("has both weight and repeat; either says how often the file is seen")
+        return self
 
 
 class BatchSize(Spec):
@@ -118,6 +139,24 @@ class Evaluation(Spec):
     """The stage ends after so many evaluations in a row without a new best. None: it goes on to its end."""
 
 
+Overlong = Literal["error", "drop", "truncate", "trim_turns", "trim_oldest_turns", "shrink_picture"]
+
+
+class BadSamples(Spec):
+    """What becomes of a sample that cannot be used: written as `fail`, `skip`, or `{policy: skip, max_share: 0.01}`."""
+
+    policy: Literal["fail", "skip"] = "fail"
+    """`fail`: the run stops and names it. `skip`: another sample takes its place, and `left_out.jsonl` tells of it."""
+    max_share: float = Field(default=0.001, gt=0, le=1)
+    """Most samples of an epoch that may be skipped, as a share of the data; one is always allowed. One more stops the
+    run within the step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        return {"policy": data} if isinstance(data, str) else data
+
+
 class Stage(Spec):
     """One stage: what trains, on what, how."""
 
@@ -138,8 +177,10 @@ class Stage(Spec):
     """How pictures are cut in this stage; the model's own when not given."""
     max_tokens: int | None = Field(default=None, ge=2)
     """Longest conversation, pictures included; the model's own limit when not given."""
-    overlong: Literal["error", "truncate"] = "error"
-    """A longer conversation stops the run, or loses its end. A picture is never cut."""
+    overlong: Overlong = "error"
+    """What becomes of a longer conversation; `data.overlong` explains each. A picture is never cut."""
+    bad_samples: BadSamples = BadSamples()
+    """What becomes of samples that cannot be read, shown or learnt from: `fail`, `skip`, or a limit for skipping."""
     sampler: Literal["shuffle", "modality_length"] = "shuffle"
     """`modality_length`: steps of one kind (with pictures or without) and of similar lengths, as LLaVA groups them."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)

@@ -5,7 +5,7 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -19,26 +19,42 @@ MOST_WAITING = 0.05
 
 
 class RowLog:
-    """`log.jsonl`. A resumed run cuts it back to where its checkpoint was made: every step stands there once."""
+    """`log.jsonl` or `left_out.jsonl`. A resumed run cuts it back to where its checkpoint was made: every step stands
+    there once. The file is made with its first line."""
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
         """keep_bytes: how much of the file to keep."""
-        self._stream = path.open("ab")
-        self._stream.truncate(min(keep_bytes, os.fstat(self._stream.fileno()).st_size))
+        self.path = path
+        self._stream: BinaryIO | None = None
+        if path.exists():
+            self._open().truncate(min(keep_bytes, path.stat().st_size))
+
+    def _open(self) -> BinaryIO:
+        if self._stream is None:
+            self._stream = self.path.open("ab")
+        return self._stream
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line; it is in the file when this returns."""
-        self._stream.write(json.dumps(row).encode() + b"\n")
-        self._stream.flush()
+        stream = self._open()
+        stream.write(json.dumps(row).encode() + b"\n")
+        stream.flush()
+
+    def read(self) -> list[Any]:
+        """All lines."""
+        return [json.loads(line) for line in self.path.read_bytes().splitlines()] if self.path.exists() else []
 
     def sync(self) -> int:
         """Wait until all is on the disk; returns the size in bytes."""
+        if self._stream is None:
+            return 0
         os.fsync(self._stream.fileno())
         return os.fstat(self._stream.fileno()).st_size
 
     def close(self) -> None:
         """Close the file."""
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
 
 class Reporter(Protocol):

@@ -41,6 +41,10 @@ class Row(TypedDict):
     lr: dict[str, float]
     """Learning rate of each group of tensors."""
     samples: int
+    shortened: int
+    """Of these, how many were too long and were cut to fit (`overlong`)."""
+    left_out: int
+    """How many others were bad or too long and were replaced (`left_out.jsonl`)."""
     passes: int
     """How many times the model ran: the samples of a step are cut into passes (gradient accumulation)."""
     tokens: int
@@ -111,6 +115,7 @@ class StageLoop:
 
     def _one_step(self, stream: "_Stopwatch[Encoded]") -> Row:
         started, waited = time.perf_counter(), stream.seconds
+        shortened, left_out = self.feed.num_shortened, len(self.feed.ledger.entries)
         with self._randomness():
             done = [self._one_pass(group, self.objective) for group in self._groups(stream)]
             image_tokens = sum(one.image_tokens for one in done)
@@ -135,6 +140,8 @@ class StageLoop:
             grad_norm=norm,
             lr=self.optimizer.rates(factor),
             samples=sum(len(one.names) for one in done),
+            shortened=self.feed.num_shortened - shortened,
+            left_out=len(self.feed.ledger.entries) - left_out,
             passes=len(done),
             tokens=sum(one.tokens for one in done),
             image_tokens=image_tokens,
@@ -211,7 +218,9 @@ class StageLoop:
         for parameter in self.trained.values():
             parameter.grad = None
         watch = Watch(self.module, self.objective)
-        with closing(self.feed.stream(self.step, workers=0)) as samples, self._randomness(), watch.watching():
+        places = self.feed.step_samples(self.step)
+        samples = (self.feed.load_or_replace(self.step, *place).sample for place in places)
+        with self._randomness(), watch.watching():
             for group in self._groups(samples):
                 self._one_pass(group, watch.objective)
         return watch

@@ -16,6 +16,8 @@ from opsin.data.source import Source, open_data
 from opsin.encode import Encoded, Encoder
 from opsin.errors import ConfigError, DataError, OpsinError
 from opsin.match import PairEncoder
+from opsin.nn.retriever import Retriever
+from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.qformer import RetrieverConfig
 from opsin.spec.recipe import PARTS, RANDOM, PartSources, RunConfig, Stage
@@ -57,7 +59,7 @@ def describe_run(config: RunConfig) -> Described:
     return describe_retriever(config.model) if config.compares else describe_model(config.model)
 
 
-def on_meta(model: Described) -> nn.Module:
+def on_meta(model: Described) -> VLM | Retriever:
     """The model without storage."""
     return meta_retriever(model) if isinstance(model, RetrieverConfig) else meta_vlm(model)
 
@@ -82,9 +84,11 @@ def _constants(module: nn.Module, layouts: Sequence[Layout]) -> dict[str, str]:
 
 
 def published_samples(stage: Stage) -> int | None:
-    """Samples per epoch by the published counts; None where some are not known."""
-    counts = [file.count and round(file.count * file.repeat) for file in stage.data]
-    return sum(filter(None, counts)) if counts and all(counts) else None
+    """Samples of an epoch by the published counts; None where one of the files has none."""
+    counts = [file.count if file.limit is None else min(file.limit, file.count or file.limit) for file in stage.data]
+    if not counts or any(count is None for count in counts):
+        return None
+    return sum(round(file.repeat * (count or 0)) for file, count in zip(stage.data, counts, strict=True))
 
 
 def describe_model(name: str) -> VLMConfig:
@@ -173,10 +177,12 @@ def prepare_stage(
         if source is None:
             if not stage.data:
                 raise ConfigError("no data is named; list files under data")
-            source = open_data(stage.data, seed=seed)
+            keep = stage.bad_samples.policy == "skip"
+            source = open_data(stage.data, seed=seed, on_bad="keep" if keep else "raise")
         if stage.captions == "split":
             source = SplitCaptions(source, seed=seed)
         objective: Objective = next_token
+        smaller: list[Callable[[Conversation], Encoded]] = []
         if isinstance(model, RetrieverConfig):
             pairs = _pair_encoder(model, stage, tokenizer)
             objective, limit = stage1(pairs.caption_id, image_ids=pictures_by_name), pairs.config.max_tokens
@@ -186,9 +192,11 @@ def prepare_stage(
             config = None if model is None else stage_config(model, stage)
             limit = stage.max_tokens or (NO_LIMIT if model is None else model.decoder.max_positions)
             encode = _encoder(config, tokenizer)
-        feed = Feed(source, stage, encode=encode, max_tokens=limit, seed=seed)
+            if stage.overlong == "shrink_picture":
+                smaller = smaller_pictures(config, tokenizer)
+        feed = Feed(source, stage, encode=encode, max_tokens=limit, seed=seed, smaller=smaller)
     except OpsinError as error:
-        raise type(error)(f"stage {stage.name!r}: {error}") from None
+        raise error.within(f"stage {stage.name!r}") from None
     return PreparedStage(stage, feed, trainable, objective)
 
 
@@ -231,6 +239,11 @@ def check_names(config: RunConfig, given: Mapping[str, object], what: str) -> No
             raise ConfigError(f"{what} are given for stage {name!r}, but the stages are {', '.join(names)}")
 
 
+def training_encoder(config: VLMConfig, tokenizer: Tokenizer) -> Encoder:
+    """The encoder of a stage, which leaves long conversations to the stage's own limit."""
+    return Encoder(config.replace(decoder=config.decoder.replace(max_positions=NO_LIMIT)), tokenizer)
+
+
 def _encoder(config: VLMConfig | None, tokenizer: Tokenizer | None) -> Callable[[Conversation], Encoded]:
     if config is None or tokenizer is None:
 
@@ -241,8 +254,20 @@ def _encoder(config: VLMConfig | None, tokenizer: Tokenizer | None) -> Callable[
             )
 
         return refuse
-    unlimited = config.replace(decoder=config.decoder.replace(max_positions=NO_LIMIT))
-    return partial(Encoder(unlimited, tokenizer).encode, mode="train")
+    return partial(training_encoder(config, tokenizer).encode, mode="train")
+
+
+def smaller_pictures(config: VLMConfig | None, tokenizer: Tokenizer | None) -> list[Callable[[Conversation], Encoded]]:
+    """Ways to encode with ever smaller pictures. Raises ConfigError where all pictures take as many tokens."""
+    if config is None:
+        raise ConfigError("overlong: shrink_picture needs a model that reads pictures; choose another rule")
+    rules = config.resolution.smaller()
+    if not rules:
+        raise ConfigError(
+            f"overlong: shrink_picture does not help: with resolution {config.resolution.kind} every picture takes the "
+            "same number of tokens. Choose drop, truncate, trim_turns or trim_oldest_turns"
+        )
+    return [_encoder(config.replace(resolution=rule), tokenizer) for rule in rules]
 
 
 def _pair_encoder(model: RetrieverConfig, stage: Stage, tokenizer: Tokenizer | None) -> PairEncoder:

@@ -2,6 +2,7 @@
 
 OUTPUT/run.yaml         the whole config, defaults included
        log.jsonl        one line per optimizer step, and one per evaluation
+       left_out.jsonl   one line per sample that the run went on without, if any
        checkpoints/     the newest states of the run
        best/STAGE/      the model as it was at the best evaluation of that stage, where there are any
        STAGE/           the model as it was at the end of that stage, ready for `opsin chat`
@@ -149,8 +150,14 @@ class _Run:
             for stage in config.stages
         ]
         self.judges = [prepare_judge(one, self.model, held_out.get(one.stage.name)) for one in self.prepared]
-        self.log = RowLog(self.output / "log.jsonl", keep_bytes=self.saved.state["log_bytes"] if self.saved else 0)
-        self.trackers = Trackers(config, say=reporter.say)
+        state = self.saved.state if self.saved else {"log_bytes": 0, "left_out_bytes": 0}
+        self.log = RowLog(self.output / "log.jsonl", keep_bytes=state["log_bytes"])
+        self.left_out = RowLog(self.output / "left_out.jsonl", keep_bytes=state["left_out_bytes"])
+        for prepared in self.prepared:
+            ledger = prepared.feed.ledger
+            ledger.restore(entry for entry in self.left_out.read() if entry["stage"] == prepared.stage.name)
+            ledger.on_entry = self.left_out.write
+        self.trackers = Trackers(config, self.log, say=reporter.say)
         self.ever_trained: set[str] = set()
         """Tensors that this stage or an earlier one trains: what a checkpoint has to hold."""
 
@@ -172,6 +179,7 @@ class _Run:
         finally:
             self.reporter.end()
             self.log.close()
+            self.left_out.close()
             self.trackers.close()
 
     def _train_stage(self, number: int, prepared: PreparedStage, *, steps_before: int) -> StageLoop:
@@ -194,22 +202,15 @@ class _Run:
             if self.stop.made and not last:
                 return loop
         self.reporter.end()
+        self._tell_changes(stage)
         self._save_model(stage, prepared)
         return loop
 
     def _judge(self, number: int, loop: StageLoop) -> EvaluationRow | None:
-        """Evaluate, where it is time to; keep the best model, and let the stage end where nothing gets better."""
-        judge = self.judges[number]
-        if judge is None or not judge.is_due(loop):
+        judge, folder = self.judges[number], self.output / "best" / loop.stage.name
+        if judge is None:
             return None
-        row = judge.judge(loop)
-        if row["best"]:
-            self._write_model(self.output / "best" / loop.stage.name)
-        self.log.write(row)
-        self.reporter.say(judge.told(row))
-        if judge.is_over:
-            loop.end()
-        return row
+        return judge.after_step(loop, self.log, keep=lambda: self._write_model(folder), say=self.reporter.say)
 
     def _announce(self, number: int, prepared: PreparedStage, loop: StageLoop) -> None:
         say, stage = self.reporter.say, prepared.stage
@@ -228,6 +229,15 @@ class _Run:
             done=loop.step,
         )
 
+    def _tell_changes(self, stage: Stage) -> None:
+        """Say how many samples of a stage were not trained on as they are."""
+        rows = [row for row in self.log.read() if row["stage"] == stage.name and "loss" in row]
+        total = sum(row["samples"] for row in rows)
+        if shortened := sum(row["shortened"] for row in rows):
+            self.reporter.say(f"{shortened:,} of {total:,} samples were too long and shortened ({stage.overlong})")
+        if left_out := sum(row["left_out"] for row in rows):
+            self.reporter.say(f"{left_out:,} samples were left out and replaced by others: {self.left_out.path}")
+
     def _save(self, number: int, loop: StageLoop, steps_before: int) -> None:
         parameters = dict(self.model.module.named_parameters())
         judge = self.judges[number]
@@ -242,6 +252,7 @@ class _Run:
                 "stage": number,
                 "step": loop.step,
                 "log_bytes": self.log.sync(),
+                "left_out_bytes": self.left_out.sync(),
                 "data": self._data_facts(number),
                 "evaluation": judge and judge.state(),
                 "torch": torch.__version__,
@@ -272,9 +283,7 @@ class _Run:
         loop.optimizer.load_state(saved.tensors("optimizer"))
         loop.step = saved.state["step"]
         if (judge := self.judges[number]) is not None:
-            judge.load_state(saved.state["evaluation"])
-            if judge.is_over:
-                loop.end()
+            judge.load_state(saved.state["evaluation"], loop)
         for what, now in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
             if saved.state[what] != now:
                 self.reporter.say(f"{what} was {saved.state[what]} and is {now}: results may differ in the last bits")
