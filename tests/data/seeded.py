@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 import toys
+from opsin.data.defects import DEFECTS
 
 NUM_PICTURES = 40
 WORDS = ("red", "green", "blue", "small", "large", "round", "near", "far", "left", "right", "tree", "house", "boat")
@@ -227,6 +228,16 @@ def write(folder: Path, count: int, seeds: tuple[Seed, ...]) -> dict[int, Seed]:
     held_out = [clean(number, folder) for number in range(10_001, 10_006)]
     (folder / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in held_out))
     return {place + 1: seed for place, seed in places.items()}
+
+
+def table() -> str:
+    """The seeds as rows of docs/data_check.md."""
+    marks = {"error": "", "warning": " (warning)"}
+    rows = [
+        f"| {seed.name} | `{seed.kind}`{marks[DEFECTS[seed.kind].severity]} | {'model' if seed.needs_model else ''} |"
+        for seed in SEEDS
+    ]
+    return "\n".join(["| seeded defect | kind | |", "|---|---|---|", *rows])
 
 
 def base64_picture() -> str:

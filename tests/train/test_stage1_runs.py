@@ -118,7 +118,7 @@ def test_a_dry_run_shows_it_without_data_by_the_published_counts(project, capsys
     out = capsys.readouterr().out
     assert "vision           985,949,440               0" in out
     assert "186,70" in out
-    assert "by the published counts: 129,000,000 samples per epoch, 1,680 per step: 250,000 steps, 3.26 epochs" in out
+    assert "129,000,000 samples per epoch, 1,680 per step: 250,000 steps, 3.26 epochs" in out
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,12 @@ def train(
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if recipe is None:
-        for name in recipe_names():
-            console.print(f"{name:<22}{(RECIPES / f'{name}.yaml').read_text(encoding='utf-8').splitlines()[0][2:]}")
+        names = recipe_names()
+        width = max(map(len, names)) + 2
+        for name in names:
+            console.print(
+                f"{name:<{width}}{(RECIPES / f'{name}.yaml').read_text(encoding='utf-8').splitlines()[0][2:]}"
+            )
         return
     config = read_run(recipe, overrides or [])
     if dry_run:

@@ -1,7 +1,7 @@
 """The stream of samples of one stage: which sample comes when, and threads that prepare them ahead of the model."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -60,6 +60,8 @@ class Feed:
         """
         self.source, self.stage, self.encode, self.max_tokens, self.seed = source, stage, encode, max_tokens, seed
         self.smaller = smaller
+        self.found: list[LeftOut] = []
+        """What the stream left out since the last step was settled."""
         self.num_shortened = 0
         """Samples that the stream gave so far and that were too long before."""
         self.ledger = Ledger(stage.bad_samples, num_samples=len(source))
@@ -180,16 +182,29 @@ class Feed:
     def stream(self, first_step: int, *, workers: int) -> Generator[Encoded, None, None]:
         """All samples from `first_step` to the end, one by one. Nothing before `first_step` is read.
 
-        `ledger` learns of each sample that was left out when its replacement is given, in this order.
+        What is left out waits in `found` until the step is settled.
         """
         places = ((step, *place) for step in range(first_step, self.num_steps) for place in self.step_samples(step))
         depth = self.stage.batch.samples + workers
         with closing(ahead(places, lambda p: self.load_or_replace(*p), workers=workers, depth=depth)) as loaded:
             for each in loaded:
                 if each.left_out is not None:
-                    self.ledger.add(each.left_out)
+                    self.found.append(each.left_out)
                 self.num_shortened += each.shortened
                 yield each.sample
+
+    def settle(self, step: int, found: Iterable[LeftOut] | None = None) -> list[LeftOut]:
+        """Enter what was left out of a step in the ledger, in the order of the step's samples.
+
+        found: of all processes, where each reads a part of the step; this one's own when not given.
+        Raises DataError when it is more than may be.
+        """
+        place = {index: number for number, (index, _) in enumerate(self.step_samples(step))}
+        entries = sorted(self.found if found is None else found, key=lambda entry: place[entry["sample"]])
+        self.found = []
+        for entry in entries:
+            self.ledger.add(entry)
+        return entries
 
     def _where(self, index: int, epoch: int) -> str:
         if isinstance(self.source, Placed):

@@ -121,24 +121,6 @@ class Schedule(Spec):
 Objective = Literal["next_token", "blip2_stage1"]
 
 
-class Evaluation(Spec):
-    """How a stage is judged while it trains, on data that it does not train on.
-
-    The model of the best evaluation stays in OUTPUT/best/STAGE.
-    """
-
-    data: tuple[DataFile, ...] = ()
-    every: int = Field(ge=1)
-    """Optimizer steps between two evaluations. The end of the stage is always one."""
-    metric: Literal["loss", "exact_match"] = "loss"
-    """What decides which is best. `exact_match`: the share of samples whose last answer the model gives word for word,
-    always taking the likeliest token; the loss is logged with it."""
-    max_new_tokens: int = Field(default=64, ge=1)
-    """Longest answer, for `exact_match`."""
-    patience: int | None = Field(default=None, ge=1)
-    """The stage ends after so many evaluations in a row without a new best. None: it goes on to its end."""
-
-
 Overlong = Literal["error", "drop", "truncate", "trim_turns", "trim_oldest_turns", "shrink_picture"]
 
 
@@ -155,6 +137,24 @@ class BadSamples(Spec):
     @classmethod
     def _named(cls, data: Any) -> Any:
         return {"policy": data} if isinstance(data, str) else data
+
+
+class Evaluation(Spec):
+    """How a stage is judged while it trains, on data that it does not train on.
+
+    The model of the best evaluation stays in OUTPUT/best/STAGE.
+    """
+
+    data: tuple[DataFile, ...] = ()
+    every: int = Field(ge=1)
+    """Optimizer steps between two evaluations. The end of the stage is always one."""
+    metric: Literal["loss", "exact_match"] = "loss"
+    """What decides which is best. `exact_match`: the share of samples whose last answer the model gives word for word,
+    always taking the likeliest token; the loss is logged with it."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest answer, for `exact_match`."""
+    patience: int | None = Field(default=None, ge=1)
+    """The stage ends after so many evaluations in a row without a new best. None: it goes on to its end."""
 
 
 class Stage(Spec):
@@ -274,7 +274,7 @@ class RunConfig(Spec):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; each writes a folder of its name")
-            if name in {"checkpoints", "run.yaml", "log.jsonl", "best", "trackers"}:
+            if name in {"checkpoints", "run.yaml", "log.jsonl", "left_out.jsonl", "best", "trackers"}:
                 raise ValueError(f"a stage cannot be called {name!r}: the run itself writes there")
         if len({stage.objective == "blip2_stage1" for stage in self.stages}) > 1:
             raise ValueError(

@@ -115,9 +115,10 @@ class StageLoop:
 
     def _one_step(self, stream: "_Stopwatch[Encoded]") -> Row:
         started, waited = time.perf_counter(), stream.seconds
-        shortened, left_out = self.feed.num_shortened, len(self.feed.ledger.entries)
+        shortened = self.feed.num_shortened
         with self._randomness():
             done = [self._one_pass(group, self.objective) for group in self._groups(stream)]
+            left_out = self.feed.settle(self.step)
             image_tokens = sum(one.image_tokens for one in done)
             self._check_gradients(with_pictures=image_tokens > 0)
             loss, norm = self._finish_gradient(done)
@@ -141,7 +142,7 @@ class StageLoop:
             lr=self.optimizer.rates(factor),
             samples=sum(len(one.names) for one in done),
             shortened=self.feed.num_shortened - shortened,
-            left_out=len(self.feed.ledger.entries) - left_out,
+            left_out=len(left_out),
             passes=len(done),
             tokens=sum(one.tokens for one in done),
             image_tokens=image_tokens,

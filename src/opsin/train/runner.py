@@ -231,7 +231,7 @@ class _Run:
 
     def _tell_changes(self, stage: Stage) -> None:
         """Say how many samples of a stage were not trained on as they are."""
-        rows = [row for row in self.log.read() if row["stage"] == stage.name and "loss" in row]
+        rows = [row for row in self.log.read() if row["stage"] == stage.name and "evaluation" not in row]
         total = sum(row["samples"] for row in rows)
         if shortened := sum(row["shortened"] for row in rows):
             self.reporter.say(f"{shortened:,} of {total:,} samples were too long and shortened ({stage.overlong})")
