@@ -268,7 +268,7 @@ class StageLoop:
         where = next(filter(None, world.texts(watch.found or "")), "every output and gradient of a module is finite")
         everyone = [name for one in done for name in one.names]
         guilty = [name for one in done if not torch.isfinite(one.total) for name in one.names]
-        names = next(filter(any, map(world.lists, (guilty, watch.samples, everyone))), [[]])
+        names: list[list[str]] = next(filter(any, map(world.lists, (guilty, watch.samples, everyone))), [[]])
         concerned = [f"{listed(each)}{world.named(rank)}" for rank, each in enumerate(names) if each]
         return (TrainError if world.size == 1 else TogetherError)(
             f"stage {self.stage.name!r}, step {self.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}. "
@@ -283,8 +283,10 @@ class StageLoop:
         for parameter in self.trained.values():
             parameter.grad = None
         watch = Watch(self.module, self.objective)
+        places = self.world.share(self.feed.step_samples(self.step))
+        samples = (self.feed.load_or_replace(self.step, *place).sample for place in places)
         self.objective = watch.objective
-        with closing(self._stream(workers=0)) as samples, self._randomness(), watch.watching():
+        with self._randomness(), watch.watching():
             for one in self.rounds(self._groups(samples)):
                 self._one_pass(*one)
         return watch

@@ -165,7 +165,8 @@ class _Run:
         with world.agreed():
             self.log = self._log("log.jsonl", state["log_bytes"])
             self.left_out = self._log("left_out.jsonl", state["left_out_bytes"])
-            self.trackers = Trackers(config if world.is_first else config.replace(trackers=()), say=reporter.say)
+            told = config if world.is_first else config.replace(trackers=())
+            self.trackers = Trackers(told, self.log, say=reporter.say)
         for prepared in self.prepared:
             ledger = prepared.feed.ledger
             ledger.restore(entry for entry in self.left_out.read() if entry["stage"] == prepared.stage.name)
@@ -233,18 +234,14 @@ class _Run:
         return loop
 
     def _judge(self, number: int, loop: StageLoop, empty: nn.Module | None) -> EvaluationRow | None:
-        """Evaluate, where it is time to; keep the best model, and let the stage end where nothing gets better."""
-        judge = self.judges[number]
-        if judge is None or not judge.is_due(loop):
+        judge, folder = self.judges[number], self.output / "best" / loop.stage.name
+        if judge is None:
             return None
-        row = judge.judge(loop)
-        if row["best"]:
-            self._write_model(self.output / "best" / loop.stage.name, self._whole_model(empty))
-        self.log.write(row)
-        self.reporter.say(judge.told(row))
-        if judge.is_over:
-            loop.end()
-        return row
+
+        def keep() -> None:
+            self._write_model(folder, self._whole_model(empty))
+
+        return judge.after_step(loop, self.log, keep=keep, say=self.reporter.say)
 
     def _whole_model(self, empty: nn.Module | None) -> Model | RetrievalModel:
         """The model; where processes hold parts of it, a whole one made of them and of an empty module of its kind."""
@@ -329,9 +326,7 @@ class _Run:
         loop.optimizer.load_state(saved.tensors("optimizer", self.world.rows))
         loop.step = saved.state["step"]
         if (judge := self.judges[number]) is not None:
-            judge.load_state(saved.state["evaluation"])
-            if judge.is_over:
-                loop.end()
+            judge.load_state(saved.state["evaluation"], loop)
         now = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": self.world.size}
         for what, value in now.items():
             if (before := saved.state.get(what, 1)) != value:
