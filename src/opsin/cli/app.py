@@ -24,9 +24,12 @@ VERBS = {
     "verify": "Compare a model with transformers, rung by rung.",
     "show": "What a model consists of: parts, shapes, counts.",
     "train": "Train a model by a recipe.",
+    "export": "Write a model for transformers, vLLM, SGLang or the authors' code.",
     "env": "Versions and devices, for bug reports.",
 }
 """Each verb is the function of that name in the module `opsin.cli.VERB`."""
+NEED_MORE = ("chat", "plan", "show", "export")
+"""Verbs that show their help where nothing is given."""
 
 
 class Verbs(TyperGroup):
@@ -52,7 +55,7 @@ def load_verb(name: str) -> Any:
     """The command of a verb, made from the function of its module."""
     function = getattr(import_module(f"opsin.cli.{name}"), name)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    app.command(name=name, help=_flowing(function.__doc__), no_args_is_help=name in ("chat", "plan", "show"))(function)
+    app.command(name=name, help=_flowing(function.__doc__), no_args_is_help=name in NEED_MORE)(function)
     return typer.main.get_command(app)
 
 
