@@ -1,4 +1,4 @@
-"""The tutorial is walked from top to bottom, as its reader does: killed on the way, resumed, and out to transformers."""
+"""The tutorial is walked from top to bottom as its reader does: killed on the way, resumed, and out to transformers."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def python(block: str) -> str:
 def killed(command: str, log: Path, *, after: int) -> None:
     """Start a command and kill it, hard, once the log has some lines."""
     process = subprocess.Popen([sys.executable, "-m", *shlex.split(command.replace("opsin ", "opsin.cli ", 1))])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not log.exists() or len(log.read_bytes().splitlines()) < after:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
