@@ -19,6 +19,7 @@ from opsin.errors import ConfigError, DataError
 from opsin.spec.recipe import BadSamples, Stage
 from opsin.text.messages import Conversation, Message, TextPart, assistant, user
 from opsin.train import run
+from opsin.train.preview import preview
 from train.test_runs import Crash, crash_after
 from train.toy import DrawnSource, differing, stage, tensors_of, tiny_model, two_stages
 
@@ -275,6 +276,8 @@ def test_a_run_goes_on_without_bad_records_of_its_files(tmp_path):
     skip = Stage.model_validate({**stage_of.model_dump(), "data": data, "bad_samples": SKIP, "steps": 10})
     run(plain.replace(stages=(skip,)), model=tiny_model(tmp_path))
     assert len(ledger_of(tmp_path / "out")) == 2
+    dry = plain.replace(stages=(skip,), tokenizer=str(tmp_path / "tokenizer"))
+    assert "estimated from 16 samples" in "\n".join(preview(dry))  # one of which is bad
     fail = plain.replace(stages=(skip.replace(bad_samples="fail"),), output=str(tmp_path / "other"))
     with pytest.raises(DataError, match=r"data.jsonl line 13, column \d+: not JSON"):
         run(fail, model=tiny_model(tmp_path))

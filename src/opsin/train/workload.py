@@ -107,7 +107,8 @@ def local_tokenizer(config: RunConfig) -> tuple[Tokenizer | None, str]:
 
 def _measured(feed: Feed) -> Workload:
     count = min(TRIED_SAMPLES, len(feed.source))
-    tried = [SampleShape.of(feed.load(number * len(feed.source) // count, 0)) for number in range(count)]
+    places = [number * len(feed.source) // count for number in range(count)]
+    tried = [SampleShape.of(feed.load_or_replace(0, place, 0).sample) for place in places]
     return Workload(tuple(tried), len(feed.source), f"estimated from {count} samples", feed.num_steps)
 
 
