@@ -12,7 +12,8 @@ one place. `bbox_type`: `real`, pixels of the picture (when not given), or `norm
 which picture each box is, from 0; on the first when not given.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from opsin.errors import MessageError
 from opsin.spec.grounding import Grounding, Space
 from opsin.spec.plan import Size
 from opsin.text.grounding import Box, write
-from opsin.text.messages import BoxPart, Conversation, Message, NamePart, Part, TextPart
+from opsin.text.messages import BoxPart, ControlPart, Conversation, Message, NamePart, Part, TextPart
 
 NAME_MARK, BOX_MARK = "<ref-object>", "<bbox>"
 BOX_TYPES: dict[str, Space] = {"real": "pixels", "norm1": "unit"}
@@ -141,11 +142,16 @@ def write_objects(conversation: Conversation) -> dict[str, Any] | None:
 
 
 def spell(
-    messages: Sequence[Message], grounding: Grounding | None, size_of: Callable[[int], Size]
+    messages: Sequence[Message],
+    grounding: Grounding | None,
+    size_of: Callable[[int], Size],
+    *,
+    controls: Container[str] = (),
 ) -> Sequence[Message]:
     """The messages with their names and boxes as a family's text. Raises MessageError where it has none for them.
 
-    size_of: (width, height) of a picture of the conversation, asked only for those that boxes are on.
+    size_of: (width, height) of a picture of the conversation, asked only for those that boxes are on. controls: the
+    tokenizer's control tokens; marks that are among them become such.
     """
     if not any(isinstance(part, NamePart | BoxPart) for message in messages for part in message.parts):
         return messages
@@ -156,22 +162,33 @@ def spell(
             kind="grounding",
         )
     return [
-        replace(message, parts=_joined([_spelled(part, grounding, size_of) for part in message.parts]))
+        replace(
+            message,
+            parts=joined([each for part in message.parts for each in _spelled(part, grounding, size_of, controls)]),
+        )
         for message in messages
     ]
 
 
-def _spelled(part: Part, grounding: Grounding, size_of: Callable[[int], Size]) -> Part:
+def _spelled(
+    part: Part, grounding: Grounding, size_of: Callable[[int], Size], controls: Container[str]
+) -> Sequence[Part]:
     if isinstance(part, NamePart):
         before, after = ("", "") if grounding.form == "bare" else grounding.ref
-        return TextPart(f"{before}{part.text}{after}")
-    if isinstance(part, BoxPart):
+        if any(mark in part.text for mark in grounding.marks):
+            raise MessageError(f"the name {part.text[:80]!r} contains a mark of boxes", kind="objects")
+        text = f"{before}{part.text}{after}"
+    elif isinstance(part, BoxPart):
         try:
             size = size_of(part.image)
-            return TextPart(write([_inside(box, size) for box in part.boxes], grounding, size))
+            text = write([_inside(box, size) for box in part.boxes], grounding, size)
         except MessageError as error:
             raise MessageError(error.message, kind="box", fix=error.fix) from None
-    return part
+    else:
+        return [part]
+    marks = [mark for mark in grounding.marks if mark in controls]
+    pieces = re.split(f"({'|'.join(map(re.escape, marks))})", text) if marks else [text]
+    return [ControlPart(piece) if piece in marks else TextPart(piece) for piece in pieces if piece]
 
 
 def _inside(box: Box, size: Size) -> Box:
@@ -187,12 +204,12 @@ def _inside(box: Box, size: Size) -> Box:
     )
 
 
-def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
+def joined(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Neighbouring texts as one."""
-    joined: list[Part] = []
+    found: list[Part] = []
     for part in parts:
-        if joined and isinstance(part, TextPart) and isinstance(joined[-1], TextPart):
-            joined[-1] = TextPart(joined[-1].text + part.text)
+        if found and isinstance(part, TextPart) and isinstance(found[-1], TextPart):
+            found[-1] = TextPart(found[-1].text + part.text)
         else:
-            joined.append(part)
-    return tuple(joined)
+            found.append(part)
+    return tuple(found)
