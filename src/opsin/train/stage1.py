@@ -296,9 +296,7 @@ class CaptionPairs:
         conversation = self.source.sample(index, epoch)
         if not isinstance(conversation, Conversation):
             raise DataError("pairs are made of conversations; this source encodes for itself")
-        return caption_pair(
-            conversation if conversation.id else replace(conversation, id=f"sample {index}"), self.encoder
-        )
+        return caption_pair(replace(conversation, id=conversation.id or f"sample {index}"), self.encoder)
 
 
 def check_pairs(num_samples: int, batch: BatchSize) -> None:
