@@ -207,6 +207,15 @@ def test_published_numbers_are_those_of_the_papers(name):
     assert {key: found[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
+def test_shares_and_counts_of_a_mixture_add_up():
+    """InternVL-1.5's first stage is known by shares, Qwen-VL's second by counts."""
+    for size in ("26b", "2b", "4b"):
+        (stage,) = read_run(f"internvl-1.5/pretrain-{size}").stages
+        assert sum(file.weight for file in stage.data) == pytest.approx(100)
+    (stage,) = read_run("qwen-vl/multitask").stages
+    assert [file.count / 1e6 for file in stage.data] == [19.7, 3.6, 3.5, 8.7, 8.7, 24.8, 7.8]
+
+
 def test_the_documentation_has_every_published_stage_with_its_numbers():
     text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     named = [name for family in families.FAMILIES for name in family.recipes]

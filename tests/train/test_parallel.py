@@ -123,8 +123,13 @@ def test_a_checkpoint_that_one_cannot_write_is_none(tmp_path):
 
 
 def test_stage_1_compares_the_pairs_of_all_processes(tmp_path):
+    """Steps of 6 and of 3, which two processes share 3 and 3, 2 and 1. Negatives belong to pairs, not to processes."""
+    together.start(1, together.pairs_compared, tmp_path / "alone")
     together.start(2, together.pairs_compared, tmp_path)
+    (alone,) = left_by(tmp_path / "alone", 1)
     first, second = left_by(tmp_path, 2)
+    assert first["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert first["temperature"] == pytest.approx(alone["temperature"], rel=1e-5)
     assert first == second, "the temperature is a scalar, which is not split, and stays the same everywhere"
     assert first["temperature"] != pytest.approx(0.07)
     assert all(loss > 0 for loss in first["losses"])
