@@ -31,7 +31,7 @@ def train(
 
     One YAML file says everything about a run. The same command goes on with a run that was stopped or that crashed, to
     the same bits. Ctrl-C (or SIGTERM) ends the current step, saves, and exits with code 130 (143); once more stops at
-    once.
+    once. Under torchrun the same command trains on several GPUs or machines (docs/distributed.md).
 
         opsin train
 
@@ -39,18 +39,20 @@ def train(
 
         opsin train run.yaml stages.0.optim.lr=1e-4 stages.finetune.steps=100 output=runs/second
     """
+    import os
+
     from rich.console import Console
 
     from opsin.train.config import RECIPES, read_run, recipe_names
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+    console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
     if recipe is None:
         names = recipe_names()
         width = max(map(len, names)) + 2
         for name in names:
-            console.print(
-                f"{name:<{width}}{(RECIPES / f'{name}.yaml').read_text(encoding='utf-8').splitlines()[0][2:]}"
-            )
+            about = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0][2:]
+            console.print(f"{name:<{width}}{about}")
         return
     config = read_run(recipe, overrides or [])
     if dry_run:
@@ -68,11 +70,17 @@ def train(
         raise ConfigError("--on and --json belong to --dry-run; a run uses the devices that are there")
 
     from opsin.train.log import Screen
+    from opsin.train.parallel import TogetherError
     from opsin.train.runner import run
     from opsin.train.stop import stop_on_signals
 
-    with stop_on_signals() as stop:
-        result = run(config, reporter=Screen(console, every=config.log_every), stop=stop)
+    try:
+        with stop_on_signals() as stop:
+            result = run(config, reporter=Screen(console, every=config.log_every), stop=stop)
+    except TogetherError:
+        if first:
+            raise
+        raise typer.Exit(2) from None
     if result.status == "stopped":
         console.print(f"stopped and saved after step {result.steps}; the same command goes on from there")
         raise typer.Exit(128 + (stop.signal or 0))

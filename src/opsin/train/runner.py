@@ -11,6 +11,7 @@ OUTPUT/run.yaml         the whole config, defaults included
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +28,13 @@ from opsin.nn.vision import VisionTower
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
-from opsin.train.checkpoint import CheckpointStore, Saved, sync
+from opsin.train.checkpoint import CheckpointStore, Saved, opened, sync
 from opsin.train.config import differences, to_yaml
 from opsin.train.evaluate import EvaluationRow, prepare_judge
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
+from opsin.train.parallel import World, local, open_world, skeleton, whole_state
 from opsin.train.prepare import PreparedStage, check_kind, check_names, describe_trainable, prepare_stage, start_model
 from opsin.train.stop import StopRequest
 from opsin.train.trackers import Trackers, check_installed
@@ -65,11 +67,13 @@ def train_stage(
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
     workers: int = 1,
+    activations: Literal["keep", "recompute"] = "keep",
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Train one stage in memory: no folder, no checkpoints. Returns what each step did.
 
     module: a VLM, or anything that `objective` knows. source: gives conversations, which need a tokenizer, or Encoded.
+    Under torchrun all processes train together, and each ends with its part of the module (`parallel.whole_state`).
     """
     if stage.evaluate is not None:
         raise ConfigError(f"stage {stage.name!r} asks for evaluations, which `run` makes; train_stage keeps no folder")
@@ -81,12 +85,13 @@ def train_stage(
         seed=seed,
         source=source,
     )
-    loop = _loop(module, prepared, objective, torch.device(device), precision, workers)
     rows = []
-    for row in loop.rows():
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
+    with open_world(choose_device(str(device))) as world:
+        loop = _loop(module, prepared, objective, world, precision=precision, workers=workers, activations=activations)
+        for row in loop.rows():
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
     return rows
 
 
@@ -103,7 +108,8 @@ def run(
 ) -> RunResult:
     """Train all stages, or what is left of them when `config.output` holds an unfinished run of the same config.
 
-    A run that goes on gives the same bits as one that was never interrupted.
+    A run that goes on gives the same bits as one that was never interrupted. Under torchrun all processes train
+    together.
     model: what to start from, trained in place; by default what `config.model` and `config.init` say.
     sources, held_out, objectives: by stage name, instead of the stage's `data`, of `evaluate.data` and of `next_token`.
     on_row: called after each step. reporter: where progress is shown. stop: asks to stop after the current step.
@@ -113,8 +119,11 @@ def run(
     check_names(config, held_out, "held-out samples")
     check_names(config, objectives, "objectives")
     check_installed(config)
-    reporter, stop = reporter or Silence(), stop or StopRequest()
-    return _Run(config, model, sources, held_out, objectives, on_row, reporter, stop).train()
+    with open_world(choose_device(config.device)) as world:
+        if reporter is None or not world.is_first:
+            reporter = Silence()
+        stop = stop or StopRequest()
+        return _Run(world, config, model, sources, held_out, objectives, on_row, reporter, stop).train()
 
 
 class _Run:
@@ -122,6 +131,7 @@ class _Run:
 
     def __init__(
         self,
+        world: World,
         config: RunConfig,
         model: Model | RetrievalModel | None,
         sources: Mapping[str, Source],
@@ -131,33 +141,36 @@ class _Run:
         reporter: Reporter,
         stop: StopRequest,
     ) -> None:
+        self.world = world
         self.config, self.objectives, self.on_row, self.reporter, self.stop = config, objectives, on_row, reporter, stop
         self.output = Path(config.output)
         self.store = CheckpointStore(self.output / "checkpoints", keep=config.checkpoint.keep)
         self.saved = self._open_folder()
-        self.model = model or start_model(config)
-        check_kind(config, self.model)
-        self.device = choose_device(config.device)
-        self.prepared = [
-            prepare_stage(
-                stage,
-                module=self.model.module,
-                model=self.model.config,
-                tokenizer=self.model.tokenizer,
-                seed=config.seed,
-                source=sources.get(stage.name),
-            )
-            for stage in config.stages
-        ]
-        self.judges = [prepare_judge(one, self.model, held_out.get(one.stage.name)) for one in self.prepared]
+        with world.agreed():
+            self.model = model or start_model(config)
+            check_kind(config, self.model)
+            self.prepared = [
+                prepare_stage(
+                    stage,
+                    module=self.model.module,
+                    model=self.model.config,
+                    tokenizer=self.model.tokenizer,
+                    seed=config.seed,
+                    source=sources.get(stage.name),
+                )
+                for stage in config.stages
+            ]
+            self.judges = [prepare_judge(one, self.model, held_out.get(one.stage.name)) for one in self.prepared]
         state = self.saved.state if self.saved else {"log_bytes": 0, "left_out_bytes": 0}
-        self.log = RowLog(self.output / "log.jsonl", keep_bytes=state["log_bytes"])
-        self.left_out = RowLog(self.output / "left_out.jsonl", keep_bytes=state["left_out_bytes"])
+        with world.agreed():
+            self.log = self._log("log.jsonl", state["log_bytes"])
+            self.left_out = self._log("left_out.jsonl", state["left_out_bytes"])
+            told = config if world.is_first else config.replace(trackers=())
+            self.trackers = Trackers(told, self.log, say=reporter.say)
         for prepared in self.prepared:
             ledger = prepared.feed.ledger
             ledger.restore(entry for entry in self.left_out.read() if entry["stage"] == prepared.stage.name)
             ledger.on_entry = self.left_out.write
-        self.trackers = Trackers(config, say=reporter.say)
         self.ever_trained: set[str] = set()
         """Tensors that this stage or an earlier one trains: what a checkpoint has to hold."""
 
@@ -186,7 +199,17 @@ class _Run:
         """Train one stage to its end, or until a stop is asked for."""
         stage = prepared.stage
         objective = self.objectives.get(stage.name, prepared.objective)
-        loop = _loop(self.model.module, prepared, objective, self.device, self.config.precision, self.config.workers)
+        empty = skeleton(self.model.module) if self.world.size > 1 else None
+        loop = _loop(
+            self.model.module,
+            prepared,
+            objective,
+            self.world,
+            precision=self.config.precision,
+            workers=self.config.workers,
+            activations=self.config.activations,
+            compiled=self.config.compile,
+        )
         if self.saved is not None and self.saved.state["stage"] == number:
             self._restore(number, loop, self.saved)
         self._announce(number, prepared, loop)
@@ -195,30 +218,40 @@ class _Run:
             self.reporter.row(row)
             if self.on_row is not None:
                 self.on_row(row)
-            self.trackers.row(row, self._judge(number, loop))
+            self.trackers.row(row, self._judge(number, loop, empty))
             last = loop.step == loop.num_steps
-            if last or self.stop.made or loop.step % self.config.checkpoint.every == 0:
+            (stop,) = self.world.any(self.stop.made)
+            if last or stop or loop.step % self.config.checkpoint.every == 0:
                 self._save(number, loop, steps_before)
-            if self.stop.made and not last:
-                return loop
+            if stop and not last:
+                break
+        self.model = self._whole_model(empty)
+        if loop.step < loop.num_steps:
+            return loop
         self.reporter.end()
         self._tell_changes(stage)
         self._save_model(stage, prepared)
         return loop
 
-    def _judge(self, number: int, loop: StageLoop) -> EvaluationRow | None:
-        """Evaluate, where it is time to; keep the best model, and let the stage end where nothing gets better."""
-        judge = self.judges[number]
-        if judge is None or not judge.is_due(loop):
+    def _judge(self, number: int, loop: StageLoop, empty: nn.Module | None) -> EvaluationRow | None:
+        judge, folder = self.judges[number], self.output / "best" / loop.stage.name
+        if judge is None:
             return None
-        row = judge.judge(loop)
-        if row["best"]:
-            self._write_model(self.output / "best" / loop.stage.name)
-        self.log.write(row)
-        self.reporter.say(judge.told(row))
-        if judge.is_over:
-            loop.end()
-        return row
+
+        def keep() -> None:
+            self._write_model(folder, self._whole_model(empty))
+
+        return judge.after_step(loop, self.log, keep=keep, say=self.reporter.say)
+
+    def _whole_model(self, empty: nn.Module | None) -> Model | RetrievalModel:
+        """The model; where processes hold parts of it, a whole one made of them and of an empty module of its kind."""
+        if empty is None:
+            return self.model
+        whole = skeleton(empty)
+        whole.load_state_dict(whole_state(self.model.module), assign=True)
+        model = copy(self.model)
+        setattr(model, "retriever" if isinstance(model, RetrievalModel) else "vlm", whole.eval())
+        return model
 
     def _announce(self, number: int, prepared: PreparedStage, loop: StageLoop) -> None:
         say, stage = self.reporter.say, prepared.stage
@@ -265,7 +298,9 @@ class _Run:
                 "evaluation": judge and judge.state(),
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
+                "processes": self.world.size,
             },
+            world=self.world,
         )
 
     def _data_facts(self, number: int) -> dict[str, object]:
@@ -282,26 +317,25 @@ class _Run:
                 f"({saved.state['data']} -> {data}). Put it back, or start a new run in another folder."
             )
         parameters = dict(self.model.module.named_parameters())
-        tensors = saved.tensors("weights")
+        tensors = saved.tensors("weights", self.world.rows)
         if wrong := sorted(tensors.keys() ^ self.ever_trained):
             raise TrainError(f"{saved.folder} is of a run that trains other tensors, such as {wrong[0]!r}")
         with torch.no_grad():
             for name, tensor in tensors.items():
-                parameters[name].copy_(tensor)
-        loop.optimizer.load_state(saved.tensors("optimizer"))
+                local(parameters[name]).copy_(tensor)
+        loop.optimizer.load_state(saved.tensors("optimizer", self.world.rows))
         loop.step = saved.state["step"]
         if (judge := self.judges[number]) is not None:
-            judge.load_state(saved.state["evaluation"])
-            if judge.is_over:
-                loop.end()
-        for what, now in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
-            if saved.state[what] != now:
-                self.reporter.say(f"{what} was {saved.state[what]} and is {now}: results may differ in the last bits")
+            judge.load_state(saved.state["evaluation"], loop)
+        now = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": self.world.size}
+        for what, value in now.items():
+            if (before := saved.state.get(what, 1)) != value:
+                self.reporter.say(f"{what} was {before} and is {value}: results may differ in the last bits")
 
     def _save_model(self, stage: Stage, prepared: PreparedStage) -> None:
         folder = self.output / stage.name
-        self._write_model(folder)
-        if all(name.startswith("connector.") for name in prepared.trainable.names):
+        self._write_model(folder, self.model)
+        if self.world.is_first and all(name.startswith("connector.") for name in prepared.trainable.names):
             connector = {
                 name: tensor.detach().cpu().contiguous()
                 for name, tensor in self.model.module.named_parameters()
@@ -312,14 +346,30 @@ class _Run:
         if (best := self.output / "best" / stage.name).exists():
             self.reporter.say(f"the model of its best evaluation is in {best}")
 
-    def _write_model(self, folder: Path) -> None:
-        if isinstance(self.model, RetrievalModel):
-            shutil.rmtree(folder, ignore_errors=True)  # a checkpoint holds it all, or leads to it again
-            weights.export_retriever(folder, self.model.retriever, tokenizer=self.model.tokenizer)
-        else:
-            weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
+    def _write_model(self, folder: Path, model: Model | RetrievalModel) -> None:
+        with self.world.agreed():
+            if not self.world.is_first:
+                return
+            if isinstance(model, RetrievalModel):
+                shutil.rmtree(folder, ignore_errors=True)  # a checkpoint holds it all, or leads to it again
+                weights.export_retriever(folder, model.retriever, tokenizer=model.tokenizer)
+            else:
+                weights.save_native(folder, model.vlm, model.config, model.tokenizer)
+
+    def _log(self, name: str, keep_bytes: int) -> RowLog:
+        """A log that the first process keeps; the others read in it where it stands."""
+        return RowLog(self.output / name, keep_bytes=keep_bytes, writes=self.world.is_first)
 
     def _open_folder(self) -> Saved | None:
+        """What the first process finds there: it alone looks, reads and writes."""
+        found = ""
+        with self.world.agreed():
+            if self.world.is_first and (saved := self._open_folder_alone()):
+                found = str(saved.folder)
+        found = self.world.told(found)
+        return opened(Path(found)) if found else None
+
+    def _open_folder_alone(self) -> Saved | None:
         """Make the run's folder, or find where the run in it stands. Raises TrainError for a folder of other things."""
         file = self.output / "run.yaml"
         empty = not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir()))
@@ -362,9 +412,12 @@ def _loop(
     module: nn.Module,
     prepared: PreparedStage,
     objective: Objective,
-    device: torch.device,
+    world: World,
+    *,
     precision: Precision,
     workers: int,
+    activations: Literal["keep", "recompute"],
+    compiled: bool = False,
 ) -> StageLoop:
     if isinstance(tower := getattr(module, "vision", None), VisionTower):
         tower.drop_path = prepared.stage.drop_path
@@ -373,9 +426,11 @@ def _loop(
         prepared.feed,
         trainable=prepared.trainable,
         objective=objective,
-        device=device,
         precision=precision,
         workers=workers,
+        activations=activations,
+        compiled=compiled,
+        world=world,
     )
 
 
