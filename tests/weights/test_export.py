@@ -142,7 +142,9 @@ def test_an_export_keeps_chat_format_pad_mode_and_tokenizer(tmp_path: Path) -> N
         loaded = weights.load(tmp_path / layout)
         assert loaded.config.chat == model.config.chat
         assert loaded.config.resolution == Pad(tile_size=42)
-        assert loaded.tokenizer.controls == model.tokenizer.controls
+        assert loaded.tokenizer.controls.items() >= model.tokenizer.controls.items()
+        # transformers needs a token at the id that marks pictures, and none missing before it.
+        assert loaded.tokenizer.vocab_size == (384 if layout == "hf" else model.tokenizer.vocab_size)
 
 
 def test_a_sharded_export_has_an_index_and_stays_under_the_limit(tmp_path: Path) -> None:

@@ -25,9 +25,12 @@ VERBS = {
     "show": "What a model consists of: parts, shapes, counts.",
     "train": "Train a model by a recipe.",
     "data": "Check, show and convert training data.",
+    "export": "Write a model for transformers, vLLM, SGLang or the authors' code.",
     "env": "Versions and devices, for bug reports.",
 }
 """Each verb is the function of that name in the module `opsin.cli.VERB`, or a group of commands of its own."""
+NEED_MORE = ("chat", "plan", "show", "data", "export")
+"""Verbs that show their help where nothing is given."""
 
 
 class Verbs(TyperGroup):
@@ -57,8 +60,7 @@ def load_verb(name: str) -> Any:
     )
     functions = [found] if callable(found) else found
     for each in functions:
-        needs_arguments = name in ("chat", "plan", "show", "data")
-        app.command(name=each.__name__, help=_flowing(each.__doc__), no_args_is_help=needs_arguments)(each)
+        app.command(name=each.__name__, help=_flowing(each.__doc__), no_args_is_help=name in NEED_MORE)(each)
     if functions is found:
         app.callback(help=VERBS[name])(lambda: None)  # makes it a group
     return typer.main.get_command(app)

@@ -7,7 +7,7 @@ from opsin.families._blip2_hub import GELUS
 from opsin.families._blip2_layouts import is_clip
 from opsin.families._blip2_parts import EVA_VIT_G, LANGUAGE_MODELS, TOWERS
 from opsin.families._family import HubFiles
-from opsin.families._hub import CHAT_KEY, CONFIG, PREPROCESSOR
+from opsin.families._hub import CHAT_KEY, CONFIG, PREPROCESSOR, PROCESSOR
 from opsin.spec.decoder import DecoderConfig
 from opsin.spec.model import VLMConfig
 from opsin.spec.qformer import QFormerConfig, RetrieverConfig
@@ -44,7 +44,10 @@ def write_config(config: VLMConfig, layout: str) -> HubFiles:
             **_transformers(config.vision, qformer, vocab_size=30_522, max_positions=512, with_text=False),
         }
     hub |= {"text_config": text, CHAT_KEY: config.chat.model_dump(mode="json")}
-    return {CONFIG: hub, PREPROCESSOR: _preprocessor(config.vision, config.resolution)}
+    files = {CONFIG: hub, PREPROCESSOR: _preprocessor(config.vision, config.resolution)}
+    if layout != "original":
+        files[PROCESSOR] = {"num_query_tokens": qformer.num_queries, "processor_class": "Blip2Processor"}
+    return files
 
 
 def write_retriever(config: RetrieverConfig, layout: str) -> HubFiles:

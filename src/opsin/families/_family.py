@@ -8,7 +8,7 @@ from pydantic import Field
 
 from opsin.errors import ConfigError
 from opsin.spec.base import Spec
-from opsin.spec.chat import ChatFormat
+from opsin.spec.chat import ChatFormat, Placeholder
 from opsin.spec.model import VLMConfig
 from opsin.spec.qformer import RetrieverConfig
 from opsin.spec.rules import Layout
@@ -82,6 +82,9 @@ class Retrieval:
     """Ways to name the tensors of the language encoder that training starts from."""
 
 
+IMAGE = Placeholder(image="<image>")
+
+
 def _none(hub: HubConfig) -> None:
     """No repository."""
 
@@ -120,6 +123,8 @@ class Family:
     """Repository that holds the vision tower, where config.json names one."""
     language: Callable[[HubConfig], str | None] = _none
     """Repository that holds the language model, where config.json names one and the checkpoint may lack it."""
+    placeholder: Placeholder = IMAGE
+    """What marks a picture in prompts of transformers, where the family is published in its layout."""
     retrieval: Retrieval | None = None
     """Its models that compare pictures with texts, made of the same parts."""
 

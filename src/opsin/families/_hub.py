@@ -24,7 +24,7 @@ from opsin.spec.plan import Size
 from opsin.spec.resolution import AnyRes, CenterCrop, Pad, ResolutionConfig
 from opsin.spec.vision import VisionConfig
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
 
 CHAT_KEY = "opsin_chat"
 """Key under which exported config files carry the chat format they were trained with."""

@@ -4,13 +4,11 @@ from typing import Any
 
 from opsin.errors import ConfigError
 from opsin.families._family import HubConfig, HubFiles
-from opsin.families._hub import CHAT_KEY, CONFIG, PREPROCESSOR
+from opsin.families._hub import CHAT_KEY, CONFIG, PREPROCESSOR, PROCESSOR
 from opsin.families._layouts import num_connector_layers
 from opsin.families._parts import tower_name
 from opsin.spec.model import VLMConfig
 from opsin.spec.resolution import AnyRes, CenterCrop
-
-PROCESSOR = "processor_config.json"
 
 
 def write_config(config: VLMConfig, layout: str) -> HubFiles:

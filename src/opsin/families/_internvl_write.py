@@ -4,7 +4,7 @@ from typing import Any
 
 from opsin.errors import ConfigError
 from opsin.families._family import HubFiles
-from opsin.families._hub import CHAT_KEY, CONFIG, PREPROCESSOR
+from opsin.families._hub import CHAT_KEY, CONFIG, PREPROCESSOR, PROCESSOR
 from opsin.families._internvl_hub import NATIVE, ORIGINAL, TEMPLATES
 from opsin.families._internvl_layouts import causal, possible_names
 from opsin.families._internvl_text import write_decoder
@@ -30,7 +30,10 @@ def write_config(config: VLMConfig, layout: str) -> HubFiles:
     assert isinstance(connector, PixelShuffleConnector), "what the family accepts"
     hub = _original(config, connector) if layout == "original" else _native(config, connector)
     hub[CHAT_KEY] = config.chat.model_dump(mode="json")
-    return {CONFIG: hub, PREPROCESSOR: _preprocessor(config, layout)}
+    files = {CONFIG: hub, PREPROCESSOR: _preprocessor(config, layout)}
+    if layout != "original":
+        files[PROCESSOR] = {"image_seq_length": hub["image_seq_length"], "processor_class": "InternVLProcessor"}
+    return files
 
 
 def _original(config: VLMConfig, connector: PixelShuffleConnector) -> dict[str, Any]:

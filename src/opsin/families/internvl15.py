@@ -32,7 +32,7 @@ from opsin.families._internvl_hub import NATIVE, ORIGINAL, chat_for, read_config
 from opsin.families._internvl_layouts import internvl_layouts, internvl_part_layouts
 from opsin.families._internvl_write import write_config
 from opsin.families._parts import INTERNLM2_1_8B, INTERNLM2_20B, INTERNVIT_6B, INTERNVIT_300M, PHI3_MINI_128K
-from opsin.spec.chat import ChatFormat
+from opsin.spec.chat import ChatFormat, Placeholder
 from opsin.spec.connector import PixelShuffleConnector
 from opsin.spec.decoder import DecoderConfig, DynamicScaling, RopeConfig
 from opsin.spec.model import VLMConfig
@@ -105,4 +105,15 @@ INTERNVL15 = Family(
     layouts=internvl_layouts,
     part_layouts=internvl_part_layouts,
     tower=lambda hub: None,
+    placeholder=Placeholder(
+        image="<IMG_CONTEXT>",
+        video="<video>",
+        wraps=True,
+        attributes={
+            "context_image_token": "<IMG_CONTEXT>",
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "video_token": "<video>",
+        },
+    ),
 )

@@ -31,7 +31,7 @@ from opsin.families._family import Family, Preset
 from opsin.families._layouts import decoder_rules
 from opsin.families._parts import QWEN2_VL_2B, QWEN2_VL_7B, QWEN2_VL_72B, QWEN2_VL_TOWER
 from opsin.families._qwen2_vl_hub import read_config, write_config
-from opsin.spec.chat import ChatFormat
+from opsin.spec.chat import ChatFormat, Placeholder
 from opsin.spec.connector import PatchMerger
 from opsin.spec.decoder import DecoderConfig, RopeConfig
 from opsin.spec.model import VLMConfig
@@ -165,4 +165,5 @@ QWEN2_VL = Family(
     layouts=_layouts,
     part_layouts=_part_layouts,
     tower=lambda hub: None,
+    placeholder=Placeholder(image="<|image_pad|>", video="<|video_pad|>"),
 )

@@ -122,3 +122,15 @@ class ChatFormat(Spec):
     """Text that ends an answer and is cut from it."""
     grounding: Grounding | None = None
     """How boxes on pictures are written; None: the model was not taught to."""
+
+
+class Placeholder(Spec):
+    """What a prompt of transformers holds where a picture belongs; its processor turns that into the slots."""
+
+    image: str
+    """Text of the token, such as `<image>`."""
+    video: str = ""
+    wraps: bool = False
+    """Whether the processor itself writes what stands around a picture (InternVL's `<img>` and `</img>`)."""
+    attributes: dict[str, str] = Field(default_factory=dict)
+    """Tokens that the processor asks the tokenizer for, by the names of the tokenizer's attributes."""

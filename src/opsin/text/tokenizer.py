@@ -49,6 +49,10 @@ class Tokenizer(Protocol):
         """Id of every control token."""
 
     @property
+    def files(self) -> Mapping[str, bytes]:
+        """The files it was loaded from, by name."""
+
+    @property
     def strips_first_space(self) -> bool:
         """Whether texts start with a space of the tokenizer's making, which decoding takes off again."""
 

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin.nn.batch import Batch
 from opsin.nn.vlm import VLM
 
 CHUNK_ELEMENTS = 2**24
-"""Logits that exist at once: 64 MiB in float32, whatever the vocabulary and the number of tokens."""
+"""Logits that exist at once, in float32: 64 MiB, whatever the vocabulary and the number of tokens. In half precision twice
+as many."""
+BLOCK_ELEMENTS = 2**24
+"""Numbers of the head that exist at once in another precision than its own."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -55,7 +57,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """The gradient of a chunk is made right after its logits, which are then dropped: no (M, V) tensor ever lives.
 
     That is possible because the gradient of a sum with respect to each logit, softmax - onehot, needs nothing from
-    later layers but one factor.
+    later layers but one factor. Under autocast the head is converted block by block, and its gradient added up the
+    same way: beside that gradient itself nothing lives that grows with the vocabulary or with the number of tokens.
     """
 
     @staticmethod
@@ -64,37 +67,43 @@ class _LinearCrossEntropy(torch.autograd.Function):
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         want_hidden, want_weight, _ = ctx.needs_input_grad
         total = torch.zeros((), device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        grad_weight = None
-        chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        grad_hidden = torch.zeros_like(hidden) if want_hidden else None
+        grad_weight = torch.zeros_like(weight) if want_weight else None
+        size, dim = weight.shape
+        rows = size if low == weight.dtype else max(1, BLOCK_ELEMENTS // dim)
+        blocks = [slice(start, min(start + rows, size)) for start in range(0, size, rows)]
+        chunk = max(1, CHUNK_ELEMENTS * 4 // low.itemsize // size)
         with torch.autocast(device, enabled=False):
-            matrix = weight.to(low)
             for start in range(0, len(targets), chunk):
-                part, ids = hidden[start : start + chunk].to(low), targets[start : start + chunk, None]
-                logits = F.linear(part, matrix).float()
-                norm = logits.logsumexp(1, keepdim=True)
-                total += (norm - logits.gather(1, ids)).sum()
-                if not (want_hidden or want_weight):
+                place = slice(start, start + chunk)
+                part, ids = hidden[place].to(low), targets[place, None]
+                logits = part.new_empty(len(part), size)
+                for block in blocks:
+                    torch.mm(part, weight[block].to(low).T, out=logits[:, block])
+                norm = torch.cat([logits[:, b].float().logsumexp(1, keepdim=True) for b in blocks], dim=1)
+                norm = norm.logsumexp(1, keepdim=True)
+                wanted = logits.gather(1, ids).float() - norm
+                total -= wanted.sum()
+                if grad_hidden is None and grad_weight is None:
                     continue
-                grad = logits.sub_(norm).exp_()  # softmax, in the memory of the logits
-                grad.scatter_add_(1, ids, grad.new_full(ids.shape, -1.0))
-                grad = grad.to(low)
-                if grad_hidden is not None:
-                    grad_hidden[start : start + chunk] = grad @ matrix
-                if not want_weight:
-                    continue
-                if grad_weight is None:
-                    grad_weight = (grad.T @ part).to(weight.dtype)
-                elif low == weight.dtype:
-                    grad_weight.addmm_(grad.T, part)  # without a second (V, D) tensor
-                else:
-                    grad_weight += grad.T @ part
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                for block in blocks:  # softmax - onehot, in the memory of the logits
+                    logits[:, block] = logits[:, block].float().sub_(norm).exp_()
+                logits.scatter_(1, ids, (wanted.exp() - 1).to(low))
+                for block in blocks:
+                    grad = logits[:, block]
+                    if grad_hidden is not None:
+                        grad_hidden[place] += grad @ weight[block].to(low)
+                    if grad_weight is not None and low == weight.dtype:
+                        grad_weight[block].addmm_(grad.T, part)
+                    elif grad_weight is not None:
+                        grad_weight[block] += grad.T @ part
+        ctx.grads = grad_hidden, grad_weight
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_hidden, grad_weight = ctx.grads
+        del ctx.grads  # the only other reference: without it autograd keeps this memory as the parameter's gradient
         (factor,) = grads
         if factor.device.type != "cpu" or factor != 1:  # on a GPU, asking would cost more than multiplying
             for grad in (grad_hidden, grad_weight):

@@ -1,26 +1,23 @@
 """Both climbs, and their comparison."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from opsin import weights
 from opsin.errors import ConfigError
 from opsin.families import family
 from opsin.media.image import ImageSource, open_image
 from opsin.spec.connector import LinearConnector, MLPConnector
-from opsin.spec.model import VLMConfig
 from opsin.text.tokenizer import load_tokenizer
 from opsin.verify import ours, theirs
 from opsin.verify.rungs import Ladder, compare
 from opsin.weights import Model
-from opsin.weights.init import on_meta
-from opsin.weights.loader import assign
+from opsin.weights.exporter import remade, with_image_token
 
 SHARPEN = 4.0
 """Random matrices are multiplied by it: as drawn, attention is nearly even, and a wrong rotation would hardly show."""
@@ -108,7 +105,7 @@ def write_for_transformers(model: Model, folder: Path) -> Model:
     Raises ConfigError for a model that transformers has not.
     """
     if model.config.image_token_id is None:
-        model = _with_mark(model)
+        model = with_image_token(model)
     twin = _twin(model) if isinstance(model.config.connector, LinearConnector) else model
     try:
         weights.export(folder, twin, layout="hf")
@@ -124,19 +121,6 @@ def write_for_transformers(model: Model, folder: Path) -> Model:
     return model
 
 
-def _with_mark(model: Model) -> Model:
-    """The model with one id more, which means nothing: transformers marks slots by an id, the authors of LLaVA do not.
-
-    Only the two tables are copied.
-    """
-    rows = model.config.decoder.vocab_size
-    config = model.config.replace(decoder=model.config.decoder.replace(vocab_size=rows + 1), image_token_id=rows)
-    state = dict(model.vlm.state_dict())
-    for name in state.keys() & {"decoder.embed.weight", "decoder.head.weight"}:
-        state[name] = F.pad(state[name], (0, 0, 0, 1))
-    return _remade(model, config, state)
-
-
 def _twin(model: Model) -> Model:
     """A model with a connector of one layer, for transformers, whose connector has two: its second does nothing."""
     weight = model.vlm.state_dict()["connector.layers.0.weight"]
@@ -144,13 +128,7 @@ def _twin(model: Model) -> Model:
         "connector.layers.1.weight": torch.eye(len(weight), dtype=weight.dtype),
         "connector.layers.1.bias": weight.new_zeros(len(weight)),
     }
-    return _remade(model, model.config.replace(connector=MLPConnector()), state)
-
-
-def _remade(model: Model, config: VLMConfig, state: dict[str, torch.Tensor]) -> Model:
-    vlm = on_meta(config)
-    assign(vlm, state)
-    return replace(model, vlm=vlm.eval(), config=config)
+    return remade(model, model.config.replace(connector=MLPConnector()), state)
 
 
 def _compare(model: Model, folder: Path, question: Question, *, notes: tuple[str, ...] = ()) -> Ladder:

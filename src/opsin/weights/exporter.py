@@ -10,12 +10,13 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,11 +28,12 @@ from opsin.spec.model import VLMConfig
 from opsin.spec.rules import Layout, Reshape, Split
 from opsin.text.tokenizer import Tokenizer
 from opsin.weights.account import account, choose_layout, raise_problems
+from opsin.weights.companions import companions, generation
 from opsin.weights.config import FORMAT, NATIVE, read_published
 from opsin.weights.files import INDEX, SINGLE, read_headers
 from opsin.weights.hub import Located
 from opsin.weights.init import on_meta
-from opsin.weights.loader import Model, read_tensors
+from opsin.weights.loader import Model, assign, read_tensors
 from opsin.weights.rules import Renamer
 
 SHARD_BYTES = 5_000_000_000
@@ -87,18 +89,33 @@ def save_native(
             _move_whole(staging, folder)
 
 
-def export(folder: str | Path, model: Model, *, layout: str = "hf", shard_bytes: int = SHARD_BYTES) -> ExportReport:
-    """Write a model under published names, with the config files that belong to them, and check it.
+def export(
+    folder: str | Path,
+    model: Model,
+    *,
+    layout: str = "hf",
+    shard_bytes: int = SHARD_BYTES,
+    card: str | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> ExportReport:
+    """Write a model under published names, with the files that belong to them, and check it.
 
     layout: `original` for the authors' code, `hf` for transformers, `hf-v5` for the names that its version 5 gives the
-    same tensors, where the family has them. Raises ConfigError when the layout cannot hold the
+    same tensors, where the family has them. card: text of README.md. check: looks at the folder before it is moved into
+    place, and raises where something is wrong. Raises ConfigError when the layout cannot hold the
     model, and WeightError when the folder is not empty or what was written does not read back equal.
     """
     if layout not in WRITTEN:
         raise unknown("layout", layout, WRITTEN)
-    files = dict(model.family.write(model.config, layout))  # refuses models that the layout has no words for
-    if model.generation:
-        files["generation_config.json"] = model.generation
+    files: dict[str, Mapping[str, Any] | bytes] = {}
+    files |= model.family.write(model.config, layout)  # refuses models that the layout has no words for
+    for_hf = layout != "original"
+    if answers := generation(model) if for_hf else model.generation:
+        files["generation_config.json"] = answers
+    if for_hf:
+        files |= companions(model)
+    if card is not None:
+        files["README.md"] = card.encode()
     rules = pick_layout(model.family.layouts(model.config), layout)
     state = to_layout(_whole_state(model.vlm, model.config), rules)
     return write_published(
@@ -108,7 +125,7 @@ def export(folder: str | Path, model: Model, *, layout: str = "hf", shard_bytes:
         files,
         tokenizer=model.tokenizer if model.has_tokenizer else None,
         shard_bytes=shard_bytes,
-        verify=lambda staging: _verify(staging, model),
+        verify=lambda staging: _verify(staging, model, check),
     )
 
 
@@ -124,24 +141,26 @@ def write_published(
     folder: Path,
     layout: Layout,
     state: dict[str, Tensor],
-    files: Mapping[str, Mapping[str, Any]],
+    files: Mapping[str, Mapping[str, Any] | bytes],
     *,
     tokenizer: Tokenizer | None,
     verify: Callable[[Path], tuple[str, ...]],
     shard_bytes: int = SHARD_BYTES,
 ) -> ExportReport:
-    """Write tensors, tokenizer and JSON files into a new folder, which `verify` checks before it is moved into place.
+    """Write tensors, tokenizer and other files into a new folder, which `verify` checks before it is moved into place.
 
     verify: reads the folder back, raises WeightError where it differs, and lists settings that came back otherwise.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WeightError(f"{folder} exists and is not empty; name a new folder")
+    check_target(folder)
     with _staged(folder) as staging:
         _write_shards(staging, state, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(staging)
         for name, content in files.items():
-            _write_json(staging / name, content)
+            if isinstance(content, bytes):
+                (staging / name).write_bytes(content)
+            else:
+                _write_json(staging / name, content)
         changed = verify(staging)
         _move_whole(staging, folder)
     return ExportReport(
@@ -151,6 +170,32 @@ def write_published(
         num_bytes=sum(tensor.nbytes for tensor in state.values()),
         changed=changed,
     )
+
+
+def check_target(folder: Path) -> None:
+    """Refuse a folder that holds something. Raises WeightError."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightError(f"{folder} exists and is not empty; name a new folder")
+
+
+def with_image_token(model: Model) -> Model:
+    """The model with one id more, which means nothing: transformers marks slots by an id, the authors of LLaVA do not.
+
+    Only the two tables are copied.
+    """
+    rows = model.config.decoder.vocab_size
+    config = model.config.replace(decoder=model.config.decoder.replace(vocab_size=rows + 1), image_token_id=rows)
+    state = dict(model.vlm.state_dict())
+    for name in state.keys() & {"decoder.embed.weight", "decoder.head.weight"}:
+        state[name] = F.pad(state[name], (0, 0, 0, 1))
+    return remade(model, config, state)
+
+
+def remade(model: Model, config: VLMConfig, state: dict[str, Tensor]) -> Model:
+    """The model with another config and its tensors."""
+    vlm = on_meta(config)
+    assign(vlm, state)
+    return replace(model, vlm=vlm.eval(), config=config)
 
 
 def _whole_state(vlm: VLM, config: VLMConfig) -> dict[str, Tensor]:
@@ -191,10 +236,12 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     return renamed
 
 
-def _verify(folder: Path, model: Model) -> tuple[str, ...]:
+def _verify(folder: Path, model: Model, check: Callable[[Path], None] | None) -> tuple[str, ...]:
     """Read an export back, compare every tensor bit by bit, and list the settings that came back otherwise."""
     config, _ = read_published(Located(folder, str(folder)))
     verify_tensors(folder, model.family.layouts(config), model.vlm.state_dict())
+    if check is not None:
+        check(folder)
     return changed_settings(model.config, config)
 
 
