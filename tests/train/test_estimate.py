@@ -108,14 +108,13 @@ def test_time_is_flops_by_peak_and_share():
     assert many.seconds == few.seconds
 
 
-def test_blocks_are_computed_again_only_where_a_device_is_too_small_otherwise():
-    roomy, tight, small = (estimate(run_config(), name)[0] for name in ("8xH200", "8xA100-40GB", "8xRTX4090"))
-    assert (roomy.checkpointing, roomy.fits) == (False, True)
-    assert (tight.checkpointing, tight.fits) == (True, True)
-    assert tight.memory == roomy.memory
-    assert (small.checkpointing, small.fits) == (True, True)
-    (alone,) = estimate(run_config(), "RTX4090")
-    assert (alone.checkpointing, alone.fits) == (True, False)
+def test_blocks_are_computed_again_where_the_run_says_so():
+    (kept,) = estimate(run_config(), "8xA100-40GB")
+    (again,) = estimate(run_config(activations="recompute"), "8xA100-40GB")
+    assert (kept.checkpointing, kept.fits) == (False, False)
+    assert (again.checkpointing, again.fits) == (True, True)
+    assert again.memory == kept.memory
+    assert again.flops == kept.flops + kept.again
 
 
 def test_a_picture_that_leaves_no_room_for_text_is_made_smaller():
@@ -230,11 +229,17 @@ def test_a_machine_without_a_dry_run_is_refused(capsys):
     assert "--on and --json belong to --dry-run" in capsys.readouterr().err
 
 
-def test_a_device_that_is_too_small_is_told_with_what_would_help(capsys):
-    assert opsin(["train", "llava-1.5/finetune", "--dry-run", "--on", "RTX4090"]) == 0
-    assert "which does NOT fit: take more devices, or train less;" in capsys.readouterr().out
-    assert opsin(["train", "internvl-1.5/finetune-26b", "--dry-run", "--on", "64xRTX4090"]) == 0
-    assert "which does NOT fit: take more devices, or lower batch.micro_tokens;" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("recipe", "machine", "help"),
+    [
+        ("llava-1.5/finetune", "8xA100-40GB", r"set activations=recompute \(\d\d\.\d\d GiB\);"),
+        ("llava-1.5/finetune", "RTX4090", "take more devices, or train less;"),
+        ("internvl-1.5/finetune-26b", "64xRTX4090", "take more devices, or lower batch.micro_tokens;"),
+    ],
+)
+def test_a_device_that_is_too_small_is_told_with_what_would_help(recipe, machine, help, capsys):
+    assert opsin(["train", recipe, "--dry-run", "--on", machine]) == 0
+    assert re.search(f"which does NOT fit: {help}", capsys.readouterr().out)
 
 
 def test_times_are_written_for_people():
