@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from opsin.spec.recipe import RunConfig
 from opsin.train.checkpoint import CheckpointStore
 from train import together
 from train.test_runs import log_of
@@ -133,3 +134,30 @@ def test_stage_1_compares_the_pairs_of_all_processes(tmp_path):
     assert first == second, "the temperature is a scalar, which is not split, and stays the same everywhere"
     assert first["temperature"] != pytest.approx(0.07)
     assert all(loss > 0 for loss in first["losses"])
+
+
+def test_processes_judge_and_leave_out_samples_as_one(tmp_path):
+    """Evaluations by loss and by answers, the best model, and the ledger."""
+    logs, ledgers = [], []
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        data = together.adamw_stages(folder / "out").model_dump(mode="json")
+        for stage, metric in zip(data["stages"], ("loss", "exact_match"), strict=True):
+            stage["evaluate"] = {"every": 2, "metric": metric, "max_new_tokens": 4}
+            stage["bad_samples"] = {"policy": "skip", "max_share": 0.1}
+        together.start(size, together.judged, folder, RunConfig.parse(data, where="test"))
+        logs.append(log_of(folder / "out"))
+        ledgers.append((folder / "out" / "left_out.jsonl").read_text())
+        assert (folder / "out" / "best" / "second" / "model.safetensors").exists()
+    assert ledgers[0] == ledgers[1]
+    assert '"sample": 12' in ledgers[0]
+    for one, two in zip(*logs, strict=True):
+        if "evaluation" in one:
+            assert one["evaluation"] == pytest.approx(two["evaluation"], rel=CURVE)
+            assert (one["step"], one["best"], one["samples"]) == (two["step"], two["best"], two["samples"])
+        else:
+            assert one["loss"] == pytest.approx(two["loss"], rel=CURVE)
+            assert one["left_out"] == two["left_out"]
+    assert sum("evaluation" in row for row in logs[0]) == 2 + 4
+    first, second = left_by(tmp_path / "2", 2)
+    assert first == second

@@ -133,6 +133,15 @@ def unreadable(rank: int, folder: Path, config: RunConfig) -> None:
         run(config, model=tiny_model(folder / str(rank)), sources=sources)
 
 
+def judged(rank: int, folder: Path, config: RunConfig) -> None:
+    """A run that is evaluated and leaves out the samples that cannot be read."""
+    sources = {"first": DrawnSource(8, with_text=False), "second": BadPicture(18)}
+    held_out = {"first": DrawnSource(5), "second": DrawnSource(5)}
+    rows: list[Any] = []
+    result = run(config, model=tiny_model(folder / str(rank)), sources=sources, held_out=held_out, on_row=rows.append)
+    (folder / f"{rank}.json").write_text(json.dumps([result.status, result.steps, len(rows)]))
+
+
 def full_disk(rank: int, folder: Path, config: RunConfig) -> None:
     """The disk of the second process is full at the third checkpoint."""
     real, calls = checkpoint.save_file, []

@@ -11,7 +11,6 @@ OUTPUT/run.yaml         the whole config, defaults included
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from opsin import weights
 from opsin.data.source import Fingerprinted, Source
 from opsin.errors import ConfigError, TrainError
+from opsin.nn.retriever import Retriever
 from opsin.nn.vision import VisionTower
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
@@ -225,7 +225,8 @@ class _Run:
                 self._save(number, loop, steps_before)
             if stop and not last:
                 break
-        self.model = self._whole_model(empty)
+        if empty is not None:
+            setattr(self.model, "retriever" if isinstance(self.model, RetrievalModel) else "vlm", self._whole(empty))
         if loop.step < loop.num_steps:
             return loop
         self.reporter.end()
@@ -239,19 +240,17 @@ class _Run:
             return None
 
         def keep() -> None:
-            self._write_model(folder, self._whole_model(empty))
+            self._write_model(folder, self._whole(empty))
 
         return judge.after_step(loop, self.log, keep=keep, say=self.reporter.say)
 
-    def _whole_model(self, empty: nn.Module | None) -> Model | RetrievalModel:
-        """The model; where processes hold parts of it, a whole one made of them and of an empty module of its kind."""
+    def _whole(self, empty: nn.Module | None) -> nn.Module:
+        """What trains; where processes hold parts of it, a whole one made of them and of an empty one."""
         if empty is None:
-            return self.model
+            return self.model.module
         whole = skeleton(empty)
         whole.load_state_dict(whole_state(self.model.module), assign=True)
-        model = copy(self.model)
-        setattr(model, "retriever" if isinstance(model, RetrievalModel) else "vlm", whole.eval())
-        return model
+        return whole.eval()
 
     def _announce(self, number: int, prepared: PreparedStage, loop: StageLoop) -> None:
         say, stage = self.reporter.say, prepared.stage
@@ -334,7 +333,7 @@ class _Run:
 
     def _save_model(self, stage: Stage, prepared: PreparedStage) -> None:
         folder = self.output / stage.name
-        self._write_model(folder, self.model)
+        self._write_model(folder, self.model.module)
         if self.world.is_first and all(name.startswith("connector.") for name in prepared.trainable.names):
             connector = {
                 name: tensor.detach().cpu().contiguous()
@@ -346,15 +345,17 @@ class _Run:
         if (best := self.output / "best" / stage.name).exists():
             self.reporter.say(f"the model of its best evaluation is in {best}")
 
-    def _write_model(self, folder: Path, model: Model | RetrievalModel) -> None:
+    def _write_model(self, folder: Path, module: nn.Module) -> None:
         with self.world.agreed():
             if not self.world.is_first:
                 return
-            if isinstance(model, RetrievalModel):
+            if isinstance(module, Retriever):
                 shutil.rmtree(folder, ignore_errors=True)  # a checkpoint holds it all, or leads to it again
-                weights.export_retriever(folder, model.retriever, tokenizer=model.tokenizer)
+                weights.export_retriever(folder, module, tokenizer=self.model.tokenizer)
             else:
-                weights.save_native(folder, model.vlm, model.config, model.tokenizer)
+                assert isinstance(module, VLM)
+                assert isinstance(self.model, Model)
+                weights.save_native(folder, module, self.model.config, self.model.tokenizer)
 
     def _log(self, name: str, keep_bytes: int) -> RowLog:
         """A log that the first process keeps; the others read in it where it stands."""
