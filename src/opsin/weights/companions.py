@@ -14,7 +14,7 @@ from opsin.text.tokenizer import Tokenizer, read_json
 from opsin.weights.loader import Model
 
 TEMPLATE = "chat_template.jinja"
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+TOKENIZER, TOKENIZER_CONFIG, LLAMA = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 MARK = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
 
 Files = dict[str, bytes]
@@ -87,6 +87,8 @@ def with_marks(tokenizer: Tokenizer, tokens: Mapping[str, int], attributes: Mapp
         data["added_tokens"] = [*listed, *({"id": i, "content": new[i], **MARK} for i in sorted(new))]
         files[TOKENIZER] = _dump(data)
         config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    elif LLAMA in files:
+        config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, **config}
     if new:
         own = config.get("added_tokens_decoder", {})
         config["added_tokens_decoder"] = {**own, **{str(i): {"content": new[i], **MARK} for i in sorted(new)}}
@@ -101,8 +103,6 @@ def adds_begin(files: Mapping[str, bytes]) -> bool:
     config = read_json(files, TOKENIZER_CONFIG)
     if (said := config.get("add_bos_token")) is not None:
         return bool(said)
-    if "tokenizer.model" in files and TOKENIZER not in files:
-        return True  # Llama's
     processor = read_json(files, TOKENIZER).get("post_processor") or {}
     parts = [processor, *(processor.get("processors") or [])]
     return any("SpecialToken" in first for part in parts for first in (part.get("single") or [])[:1])
