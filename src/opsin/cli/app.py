@@ -25,10 +25,11 @@ VERBS = {
     "show": "What a model consists of: parts, shapes, counts.",
     "train": "Train a model by a recipe.",
     "export": "Write a model for transformers, vLLM, SGLang or the authors' code.",
+    "data": "Check, show and convert training data.",
     "env": "Versions and devices, for bug reports.",
 }
-"""Each verb is the function of that name in the module `opsin.cli.VERB`."""
-NEED_MORE = ("chat", "plan", "show", "export")
+"""Each verb is the function of that name in the module `opsin.cli.VERB`, or a group of commands of its own."""
+NEED_MORE = ("chat", "plan", "show", "export", "data")
 """Verbs that show their help where nothing is given."""
 
 
@@ -52,10 +53,16 @@ class Verbs(TyperGroup):
 
 
 def load_verb(name: str) -> Any:
-    """The command of a verb, made from the function of its module."""
-    function = getattr(import_module(f"opsin.cli.{name}"), name)
-    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    app.command(name=name, help=_flowing(function.__doc__), no_args_is_help=name in NEED_MORE)(function)
+    """The command of a verb, made from the function of its module, or from each function of its group."""
+    found = getattr(import_module(f"opsin.cli.{name}"), name)
+    app = typer.Typer(
+        add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False, no_args_is_help=True
+    )
+    functions = [found] if callable(found) else found
+    for each in functions:
+        app.command(name=each.__name__, help=_flowing(each.__doc__), no_args_is_help=name in NEED_MORE)(each)
+    if functions is found:
+        app.callback(help=VERBS[name])(lambda: None)  # makes it a group
     return typer.main.get_command(app)
 
 

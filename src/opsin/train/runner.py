@@ -1,13 +1,17 @@
 """Runs: the stages of a recipe one after the other, in a folder that a stopped or crashed run goes on from.
 
 OUTPUT/run.yaml         the whole config, defaults included
-       log.jsonl        one line per optimizer step
+       log.jsonl        one line per optimizer step, and one per evaluation
+       left_out.jsonl   one line per sample that the run went on without, if any
        checkpoints/     the newest states of the run
+       best/STAGE/      the model as it was at the best evaluation of that stage, where there are any
        STAGE/           the model as it was at the end of that stage, ready for `opsin chat`
 """
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,17 +24,21 @@ from torch import Tensor, nn
 from opsin import weights
 from opsin.data.source import Fingerprinted, Source
 from opsin.errors import ConfigError, TrainError
+from opsin.nn.vision import VisionTower
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
-from opsin.train.checkpoint import CheckpointStore, Saved, sync
+from opsin.train.checkpoint import CheckpointStore, Saved, opened, sync
 from opsin.train.config import differences, to_yaml
+from opsin.train.evaluate import EvaluationRow, prepare_judge
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
-from opsin.train.prepare import PreparedStage, check_names, describe_trainable, prepare_stage, start_model
+from opsin.train.parallel import World, local, open_world, skeleton, whole_state
+from opsin.train.prepare import PreparedStage, check_kind, check_names, describe_trainable, prepare_stage, start_model
 from opsin.train.stop import StopRequest
-from opsin.weights import Model
+from opsin.train.trackers import Trackers, check_installed
+from opsin.weights import Model, RetrievalModel
 
 CONNECTOR_FILE = "connector.safetensors"
 """What a stage that trains nothing but the connector writes besides the model: the next run's `init.connector`."""
@@ -41,7 +49,7 @@ class RunResult:
     """How a run ended."""
 
     status: Literal["finished", "stopped"]
-    model: Model
+    model: Model | RetrievalModel
     folder: Path
     """The model of the stage that was finished last; the run's own folder before that."""
     steps: int
@@ -59,12 +67,16 @@ def train_stage(
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
     workers: int = 1,
+    activations: Literal["keep", "recompute"] = "keep",
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Train one stage in memory: no folder, no checkpoints. Returns what each step did.
 
     module: a VLM, or anything that `objective` knows. source: gives conversations, which need a tokenizer, or Encoded.
+    Under torchrun all processes train together, and each ends with its part of the module (`parallel.whole_state`).
     """
+    if stage.evaluate is not None:
+        raise ConfigError(f"stage {stage.name!r} asks for evaluations, which `run` makes; train_stage keeps no folder")
     prepared = prepare_stage(
         stage,
         module=module,
@@ -73,20 +85,22 @@ def train_stage(
         seed=seed,
         source=source,
     )
-    loop = _loop(module, prepared, objective, torch.device(device), precision, workers)
     rows = []
-    for row in loop.rows():
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
+    with open_world(choose_device(str(device))) as world:
+        loop = _loop(module, prepared, objective, world, precision=precision, workers=workers, activations=activations)
+        for row in loop.rows():
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
     return rows
 
 
 def run(
     config: RunConfig,
     *,
-    model: Model | None = None,
+    model: Model | RetrievalModel | None = None,
     sources: Mapping[str, Source] | None = None,
+    held_out: Mapping[str, Source] | None = None,
     objectives: Mapping[str, Objective] | None = None,
     on_row: Callable[[Row], None] | None = None,
     reporter: Reporter | None = None,
@@ -94,15 +108,22 @@ def run(
 ) -> RunResult:
     """Train all stages, or what is left of them when `config.output` holds an unfinished run of the same config.
 
-    A run that goes on gives the same bits as one that was never interrupted.
+    A run that goes on gives the same bits as one that was never interrupted. Under torchrun all processes train
+    together.
     model: what to start from, trained in place; by default what `config.model` and `config.init` say.
-    sources, objectives: by stage name, instead of the stage's `data` and of `next_token`.
+    sources, held_out, objectives: by stage name, instead of the stage's `data`, of `evaluate.data` and of `next_token`.
     on_row: called after each step. reporter: where progress is shown. stop: asks to stop after the current step.
     """
-    sources, objectives = sources or {}, objectives or {}
+    sources, held_out, objectives = sources or {}, held_out or {}, objectives or {}
     check_names(config, sources, "sources")
+    check_names(config, held_out, "held-out samples")
     check_names(config, objectives, "objectives")
-    return _Run(config, model, sources, objectives, on_row, reporter or Silence(), stop or StopRequest()).train()
+    check_installed(config)
+    with open_world(choose_device(config.device)) as world:
+        if reporter is None or not world.is_first:
+            reporter = Silence()
+        stop = stop or StopRequest()
+        return _Run(world, config, model, sources, held_out, objectives, on_row, reporter, stop).train()
 
 
 class _Run:
@@ -110,77 +131,127 @@ class _Run:
 
     def __init__(
         self,
+        world: World,
         config: RunConfig,
-        model: Model | None,
+        model: Model | RetrievalModel | None,
         sources: Mapping[str, Source],
+        held_out: Mapping[str, Source],
         objectives: Mapping[str, Objective],
         on_row: Callable[[Row], None] | None,
         reporter: Reporter,
         stop: StopRequest,
     ) -> None:
+        self.world = world
         self.config, self.objectives, self.on_row, self.reporter, self.stop = config, objectives, on_row, reporter, stop
         self.output = Path(config.output)
         self.store = CheckpointStore(self.output / "checkpoints", keep=config.checkpoint.keep)
         self.saved = self._open_folder()
-        self.model = model or start_model(config)
-        self.device = choose_device(config.device)
-        self.prepared = [
-            prepare_stage(
-                stage,
-                module=self.model.vlm,
-                model=self.model.config,
-                tokenizer=self.model.tokenizer,
-                seed=config.seed,
-                source=sources.get(stage.name),
-            )
-            for stage in config.stages
-        ]
-        self.log = RowLog(self.output / "log.jsonl", keep_bytes=self.saved.state["log_bytes"] if self.saved else 0)
+        with world.agreed():
+            self.model = model or start_model(config)
+            check_kind(config, self.model)
+            self.prepared = [
+                prepare_stage(
+                    stage,
+                    module=self.model.module,
+                    model=self.model.config,
+                    tokenizer=self.model.tokenizer,
+                    seed=config.seed,
+                    source=sources.get(stage.name),
+                )
+                for stage in config.stages
+            ]
+            self.judges = [prepare_judge(one, self.model, held_out.get(one.stage.name)) for one in self.prepared]
+        state = self.saved.state if self.saved else {"log_bytes": 0, "left_out_bytes": 0}
+        with world.agreed():
+            self.log = self._log("log.jsonl", state["log_bytes"])
+            self.left_out = self._log("left_out.jsonl", state["left_out_bytes"])
+            told = config if world.is_first else config.replace(trackers=())
+            self.trackers = Trackers(told, self.log, say=reporter.say)
+        for prepared in self.prepared:
+            ledger = prepared.feed.ledger
+            ledger.restore(entry for entry in self.left_out.read() if entry["stage"] == prepared.stage.name)
+            ledger.on_entry = self.left_out.write
         self.ever_trained: set[str] = set()
         """Tensors that this stage or an earlier one trains: what a checkpoint has to hold."""
 
     def train(self) -> RunResult:
         """All stages from where the run stands."""
-        folder, steps = self.output, 0
-        first = self.saved.state["stage"] if self.saved else 0
+        folder = self.output
+        first, steps = (self.saved.state["stage"], self.saved.step - self.saved.state["step"]) if self.saved else (0, 0)
         try:
             for number, prepared in enumerate(self.prepared):
                 self.ever_trained.update(prepared.trainable.names)
                 folder = self.output / prepared.stage.name
                 if number >= first:
-                    done = self._train_stage(number, prepared, steps_before=steps)
-                    if done < prepared.feed.num_steps:
+                    loop = self._train_stage(number, prepared, steps_before=steps)
+                    steps += loop.step
+                    if loop.step < loop.num_steps:
                         last = self.output / self.prepared[number - 1].stage.name if number else self.output
-                        return RunResult("stopped", self.model, last, steps + done)
-                steps += prepared.feed.num_steps
+                        return RunResult("stopped", self.model, last, steps)
             return RunResult("finished", self.model, folder, steps)
         finally:
             self.reporter.end()
             self.log.close()
+            self.left_out.close()
+            self.trackers.close()
 
-    def _train_stage(self, number: int, prepared: PreparedStage, *, steps_before: int) -> int:
-        """Train one stage to its end, or until a stop is asked for. Returns how many of its steps are done."""
+    def _train_stage(self, number: int, prepared: PreparedStage, *, steps_before: int) -> StageLoop:
+        """Train one stage to its end, or until a stop is asked for."""
         stage = prepared.stage
-        objective = self.objectives.get(stage.name, next_token)
-        loop = _loop(self.model.vlm, prepared, objective, self.device, self.config.precision, self.config.workers)
+        objective = self.objectives.get(stage.name, prepared.objective)
+        empty = skeleton(self.model.module) if self.world.size > 1 else None
+        loop = _loop(
+            self.model.module,
+            prepared,
+            objective,
+            self.world,
+            precision=self.config.precision,
+            workers=self.config.workers,
+            activations=self.config.activations,
+            compiled=self.config.compile,
+        )
         if self.saved is not None and self.saved.state["stage"] == number:
-            self._restore(loop, self.saved)
+            self._restore(number, loop, self.saved)
         self._announce(number, prepared, loop)
-        saved_at = loop.step
         for row in loop.rows():
             self.log.write(row)
             self.reporter.row(row)
             if self.on_row is not None:
                 self.on_row(row)
+            self.trackers.row(row, self._judge(number, loop, empty))
             last = loop.step == loop.num_steps
-            if last or self.stop.made or loop.step % self.config.checkpoint.every == 0:
+            (stop,) = self.world.any(self.stop.made)
+            if last or stop or loop.step % self.config.checkpoint.every == 0:
                 self._save(number, loop, steps_before)
-                saved_at = loop.step
-            if self.stop.made and not last:
-                return saved_at
+            if stop and not last:
+                break
+        self.model = self._whole_model(empty)
+        if loop.step < loop.num_steps:
+            return loop
         self.reporter.end()
+        self._tell_changes(stage)
         self._save_model(stage, prepared)
-        return loop.step
+        return loop
+
+    def _judge(self, number: int, loop: StageLoop, empty: nn.Module | None) -> EvaluationRow | None:
+        judge, folder = self.judges[number], self.output / "best" / loop.stage.name
+        if judge is None:
+            return None
+
+        def keep() -> None:
+            self._write_model(folder, self._whole_model(empty))
+
+        return judge.after_step(loop, self.log, keep=keep, say=self.reporter.say)
+
+    def _whole_model(self, empty: nn.Module | None) -> Model | RetrievalModel:
+        """The model; where processes hold parts of it, a whole one made of them and of an empty module of its kind."""
+        if empty is None:
+            return self.model
+        whole = skeleton(empty)
+        whole.load_state_dict(whole_state(self.model.module), assign=True)
+        model = copy(self.model)
+        setattr(model, "retriever" if isinstance(model, RetrievalModel) else "vlm", whole.eval())
+        return model
 
     def _announce(self, number: int, prepared: PreparedStage, loop: StageLoop) -> None:
         say, stage = self.reporter.say, prepared.stage
@@ -189,7 +260,7 @@ class _Run:
         self.store.broken = []
         if loop.step:
             say(f"going on with stage {stage.name!r} after step {loop.step} of {loop.num_steps}")
-        for line in describe_trainable(self.model.vlm, prepared.trainable):
+        for line in describe_trainable(self.model.module, prepared.trainable):
             say(line)
         self.reporter.begin(
             stage.name,
@@ -199,9 +270,19 @@ class _Run:
             done=loop.step,
         )
 
+    def _tell_changes(self, stage: Stage) -> None:
+        """Say how many samples of a stage were not trained on as they are."""
+        rows = [row for row in self.log.read() if row["stage"] == stage.name and "evaluation" not in row]
+        total = sum(row["samples"] for row in rows)
+        if shortened := sum(row["shortened"] for row in rows):
+            self.reporter.say(f"{shortened:,} of {total:,} samples were too long and shortened ({stage.overlong})")
+        if left_out := sum(row["left_out"] for row in rows):
+            self.reporter.say(f"{left_out:,} samples were left out and replaced by others: {self.left_out.path}")
+
     def _save(self, number: int, loop: StageLoop, steps_before: int) -> None:
-        parameters = dict(self.model.vlm.named_parameters())
-        source = loop.feed.source
+        parameters = dict(self.model.module.named_parameters())
+        judge = self.judges[number]
+        self.trackers.flush()
         self.store.save(
             steps_before + loop.step,
             tensors={
@@ -212,46 +293,83 @@ class _Run:
                 "stage": number,
                 "step": loop.step,
                 "log_bytes": self.log.sync(),
-                "data": _data_facts(source),
+                "left_out_bytes": self.left_out.sync(),
+                "data": self._data_facts(number),
+                "evaluation": judge and judge.state(),
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
+                "processes": self.world.size,
             },
+            world=self.world,
         )
 
-    def _restore(self, loop: StageLoop, saved: Saved) -> None:
-        """Put weights, optimizer and place in the data back to a checkpoint."""
-        data = _data_facts(loop.feed.source)
+    def _data_facts(self, number: int) -> dict[str, object]:
+        """What a stage's data are, to notice whether they change."""
+        judge, facts = self.judges[number], _data_facts(self.prepared[number].feed.source)
+        return facts if judge is None else {**facts, "held_out": _data_facts(judge.feed.source)}
+
+    def _restore(self, number: int, loop: StageLoop, saved: Saved) -> None:
+        """Put weights, optimizer, place in the data and evaluations back to a checkpoint."""
+        data = self._data_facts(number)
         if data != saved.state["data"]:
             raise TrainError(
                 f"{saved.folder}: the data of stage {loop.stage.name!r} has changed since this run began "
                 f"({saved.state['data']} -> {data}). Put it back, or start a new run in another folder."
             )
-        parameters = dict(self.model.vlm.named_parameters())
-        tensors = saved.tensors("weights")
+        parameters = dict(self.model.module.named_parameters())
+        tensors = saved.tensors("weights", self.world.rows)
         if wrong := sorted(tensors.keys() ^ self.ever_trained):
             raise TrainError(f"{saved.folder} is of a run that trains other tensors, such as {wrong[0]!r}")
         with torch.no_grad():
             for name, tensor in tensors.items():
-                parameters[name].copy_(tensor)
-        loop.optimizer.load_state(saved.tensors("optimizer"))
+                local(parameters[name]).copy_(tensor)
+        loop.optimizer.load_state(saved.tensors("optimizer", self.world.rows))
         loop.step = saved.state["step"]
-        for what, now in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
-            if saved.state[what] != now:
-                self.reporter.say(f"{what} was {saved.state[what]} and is {now}: results may differ in the last bits")
+        if (judge := self.judges[number]) is not None:
+            judge.load_state(saved.state["evaluation"], loop)
+        now = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": self.world.size}
+        for what, value in now.items():
+            if (before := saved.state.get(what, 1)) != value:
+                self.reporter.say(f"{what} was {before} and is {value}: results may differ in the last bits")
 
     def _save_model(self, stage: Stage, prepared: PreparedStage) -> None:
         folder = self.output / stage.name
-        weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
-        if all(name.startswith("connector.") for name in prepared.trainable.names):
+        self._write_model(folder, self.model)
+        if self.world.is_first and all(name.startswith("connector.") for name in prepared.trainable.names):
             connector = {
                 name: tensor.detach().cpu().contiguous()
-                for name, tensor in self.model.vlm.named_parameters()
+                for name, tensor in self.model.module.named_parameters()
                 if name.startswith("connector.")
             }
             _write_tensors(folder / CONNECTOR_FILE, connector)
         self.reporter.say(f"stage {stage.name!r} is done; its model is in {folder}")
+        if (best := self.output / "best" / stage.name).exists():
+            self.reporter.say(f"the model of its best evaluation is in {best}")
+
+    def _write_model(self, folder: Path, model: Model | RetrievalModel) -> None:
+        with self.world.agreed():
+            if not self.world.is_first:
+                return
+            if isinstance(model, RetrievalModel):
+                shutil.rmtree(folder, ignore_errors=True)  # a checkpoint holds it all, or leads to it again
+                weights.export_retriever(folder, model.retriever, tokenizer=model.tokenizer)
+            else:
+                weights.save_native(folder, model.vlm, model.config, model.tokenizer)
+
+    def _log(self, name: str, keep_bytes: int) -> RowLog:
+        """A log that the first process keeps; the others read in it where it stands."""
+        return RowLog(self.output / name, keep_bytes=keep_bytes, writes=self.world.is_first)
 
     def _open_folder(self) -> Saved | None:
+        """What the first process finds there: it alone looks, reads and writes."""
+        found = ""
+        with self.world.agreed():
+            if self.world.is_first and (saved := self._open_folder_alone()):
+                found = str(saved.folder)
+        found = self.world.told(found)
+        return opened(Path(found)) if found else None
+
+    def _open_folder_alone(self) -> Saved | None:
         """Make the run's folder, or find where the run in it stands. Raises TrainError for a folder of other things."""
         file = self.output / "run.yaml"
         empty = not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir()))
@@ -262,6 +380,8 @@ class _Run:
             self._refuse_changes(file)
         self.output.mkdir(parents=True, exist_ok=True)
         self.store.remove_unfinished()
+        for unfinished in (*self.output.glob(".*.tmp"), *self.output.glob("best/.*.tmp")):
+            shutil.rmtree(unfinished)  # models that a killed process was writing
         _write_text(file, to_yaml(self.config))
         return saved
 
@@ -292,18 +412,25 @@ def _loop(
     module: nn.Module,
     prepared: PreparedStage,
     objective: Objective,
-    device: torch.device,
+    world: World,
+    *,
     precision: Precision,
     workers: int,
+    activations: Literal["keep", "recompute"],
+    compiled: bool = False,
 ) -> StageLoop:
+    if isinstance(tower := getattr(module, "vision", None), VisionTower):
+        tower.drop_path = prepared.stage.drop_path
     return StageLoop(
         module,
         prepared.feed,
         trainable=prepared.trainable,
         objective=objective,
-        device=device,
         precision=precision,
         workers=workers,
+        activations=activations,
+        compiled=compiled,
+        world=world,
     )
 
 

@@ -11,7 +11,7 @@ which data parallelism takes, is the gradient of the mean of their losses.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +22,13 @@ from torch import Tensor
 
 from opsin.data.source import Source
 from opsin.encode import Encoded
-from opsin.errors import DataError, TrainError
+from opsin.errors import ConfigError, DataError, TrainError
 from opsin.match import PairEncoder
 from opsin.nn.batch import Batch
 from opsin.nn.qformer import Features
 from opsin.nn.retriever import Retriever
 from opsin.nn.vlm import VLM
+from opsin.spec.recipe import BatchSize
 from opsin.text.messages import Conversation
 from opsin.train.objectives import Loss, Objective
 
@@ -134,7 +135,8 @@ def same_picture(pairs: Pairs) -> Tensor:
     count = len(pairs.ids)
     mine = pairs.image_ids
     if mine is None:
-        mine = torch.arange(count, device=pairs.ids.device) + _rank() * count
+        before = sum(_counts(pairs.ids)[: _rank()])
+        mine = torch.arange(count, device=pairs.ids.device) + before
     return mine[:, None] == gather(mine)[None]
 
 
@@ -190,13 +192,16 @@ def _matching_loss(
 
 
 def gather(x: Tensor) -> Tensor:
-    """x (B, ...) of all processes, in order of their ranks (N, ...), without gradient."""
+    """x (B, ...) of all processes, in order of their ranks (N, ...), without gradient. B may differ between them."""
     x = x.detach()
     if _num_processes() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(_num_processes())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    counts = _counts(x)
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
@@ -221,14 +226,24 @@ def _widened(x: Tensor, width: int) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.count = len(x)
+        start = sum(_counts(x)[: _rank()])
+        ctx.own = slice(start, start + len(x))
         return gather(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad = grads[0].contiguous()
         dist.all_reduce(grad)
-        return grad[_rank() * ctx.count :][: ctx.count]
+        return grad[ctx.own]
+
+
+def _counts(x: Tensor) -> list[int]:
+    """How long x is in each process."""
+    if _num_processes() == 1:
+        return [len(x)]
+    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(_num_processes())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    return [int(count) for count in counts]
 
 
 def _num_processes() -> int:
@@ -259,6 +274,7 @@ def stage1(caption_id: int, *, image_ids: Callable[[Batch], Tensor] | None = Non
         count = len(batch.ids)
         return Loss(stage1_losses(model, pairs, caption_id=caption_id).total * count, count)
 
+    objective.compares_samples = True  # type: ignore[attr-defined] # no process may stand in with a sample of another
     return objective
 
 
@@ -268,11 +284,20 @@ def pictures_by_name(batch: Batch) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
 
 
-class CaptionPairs:
-    """Another source's pictures and captions, as stage 1 reads them: of each conversation picture and last answer.
+def caption_pair(conversation: Conversation, encoder: PairEncoder) -> Encoded:
+    """Picture and last answer of a conversation as stage 1 reads them. Raises DataError where they are not a pair.
 
-    Samples are named by their pictures, so that `pictures_by_name` can tell which are the same.
+    The sample is named by its picture, so that `pictures_by_name` can tell which are the same.
     """
+    where, last = conversation.id or "a sample", conversation.messages[-1]
+    if len(conversation.images) != 1 or last.role != "assistant" or not last.text:
+        raise DataError(f"{where}: a pair is one picture and an answer, its caption")
+    image = conversation.images[0]
+    return encoder.pair(image, last.text, name=str(image) if isinstance(image, str | Path) else where)
+
+
+class CaptionPairs:
+    """Another source's pictures and captions, as pairs."""
 
     def __init__(self, source: Source, encoder: PairEncoder) -> None:
         self.source = source
@@ -286,11 +311,20 @@ class CaptionPairs:
         conversation = self.source.sample(index, epoch)
         if not isinstance(conversation, Conversation):
             raise DataError("pairs are made of conversations; this source encodes for itself")
-        where, last = conversation.id or f"sample {index}", conversation.messages[-1]
-        if len(conversation.images) != 1 or last.role != "assistant" or not last.text:
-            raise DataError(f"{where}: a pair is one picture and an answer, its caption")
-        image = conversation.images[0]
-        return self.encoder.pair(image, last.text, name=str(image) if isinstance(image, str | Path) else where)
+        return caption_pair(
+            conversation if conversation.id else replace(conversation, id=f"sample {index}"), self.encoder
+        )
+
+
+def check_pairs(num_samples: int, batch: BatchSize) -> None:
+    """Raise ConfigError where some pass of each epoch would hold one pair, which has nothing to be compared with."""
+    per_pass = batch.micro_samples or batch.samples
+    for count in (min(num_samples, batch.samples), num_samples % batch.samples):
+        if count and (count % per_pass == 1 or per_pass == 1):
+            raise ConfigError(
+                f"{num_samples} pairs in steps of {batch.samples} and passes of {per_pass} leave a pair alone, which "
+                "has no negative. Take another batch.samples, or limit the data"
+            )
 
 
 @torch.no_grad()
