@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from opsin.spec.base import Spec
 from opsin.spec.chat import ChatFormat
+from opsin.spec.lora import Lora
 from opsin.spec.resolution import ResolutionConfig
 
 PARTS = ("vision", "connector", "newline", "decoder")
@@ -91,8 +92,10 @@ class Stage(Spec):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     """Also the name of the folder that the model is saved to when the stage ends."""
-    trainable: tuple[str, ...]
+    trainable: tuple[str, ...] = ()
     """Parts (vision, connector, newline, decoder) or globs over tensor names (`decoder.layers.*.attn.*`)."""
+    lora: Lora | None = None
+    """Adapters that train besides; the stage's folder then holds them, and what `trainable` names, in PEFT's layout."""
     data: tuple[DataFile, ...] = ()
     chat: str | ChatFormat | None = None
     """Chat format for this stage, by name or written out; the model's own when not given."""
@@ -116,8 +119,8 @@ class Stage(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.trainable:
-            raise ValueError(f"stage {self.name!r} trains nothing: name parts in trainable")
+        if not self.trainable and self.lora is None:
+            raise ValueError(f"stage {self.name!r} trains nothing: name parts in trainable, or give lora")
         if self.epochs is None and self.steps is None:
             raise ValueError(f"stage {self.name!r} does not say how long it is: give epochs or steps")
         return self
