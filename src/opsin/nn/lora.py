@@ -24,13 +24,22 @@ UNREACHED = ("vision.patch", "decoder.head")
 """Linear layers whose weight is read without calling them: a convolution on a CPU, the loss."""
 
 
-class LoRALinear(nn.Linear):
-    """A linear layer with a change of low rank. It takes over the tensors of the layer that it replaces."""
+class WithLoRA(nn.Module):
+    """What layers that can have an adapter share."""
 
     lora_A: nn.Linear
     lora_B: nn.Linear
     lora_scale: float
     lora_dropout: float
+
+    def low_rank(self, x: Tensor) -> Tensor:
+        """What the adapter adds. x: (..., in) -> (..., out)."""
+        x = F.dropout(x.to(self.lora_A.weight.dtype), self.lora_dropout, self.training)
+        return self.lora_B(self.lora_A(x)) * self.lora_scale
+
+
+class LoRALinear(nn.Linear, WithLoRA):
+    """A linear layer with a change of low rank. It takes over the tensors of the layer that it replaces."""
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -41,26 +50,14 @@ class LoRALinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""
         y = super().forward(x)
-        return y + low_rank_change(self, x).to(y.dtype)
+        return y + self.low_rank(x).to(y.dtype)
 
 
-def low_rank_change(layer: nn.Module, x: Tensor) -> Tensor:
-    """What the adapter of a layer adds. x: (..., in) -> (..., out)."""
-    down, up = layer.lora_A, layer.lora_B
-    assert isinstance(down, nn.Linear)
-    assert isinstance(up, nn.Linear)
-    x = F.dropout(x.to(down.weight.dtype), float(layer.lora_dropout), layer.training)  # type: ignore[arg-type]
-    return up(down(x)) * layer.lora_scale
-
-
-def has_lora(layer: nn.Module) -> bool:
-    """Whether a layer has an adapter."""
-    return A in layer._modules
-
-
-def adapted(module: nn.Module) -> dict[str, nn.Module]:
+def adapted(module: nn.Module) -> dict[str, WithLoRA]:
     """The layers that have an adapter, by name."""
-    return {name: layer for name, layer in module.named_modules() if has_lora(layer)}
+    return {
+        name: layer for name, layer in module.named_modules() if isinstance(layer, WithLoRA) and A in layer._modules
+    }
 
 
 def find_targets(module: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
@@ -86,25 +83,27 @@ def attach(module: nn.Module, lora: Lora, targets: Iterable[str], *, seed: int =
 
     A layer that has one of this rank already keeps its numbers, and goes on from them.
     """
+    known = adapted(module)
     for name in targets:
-        layer = module.get_submodule(name)
-        if has_lora(layer):
-            rank = layer.get_parameter(f"{A}.weight").shape[0]
+        if (layer := known.get(name)) is not None:
+            rank = layer.lora_A.out_features
             if rank != lora.rank:
                 raise ConfigError(f"{name} has an adapter of rank {rank}; merge it before one of {lora.rank} is added")
             layer.lora_scale, layer.lora_dropout = lora.scale, lora.dropout
             continue
         layer = attach_one(module, name, rank=lora.rank, scale=lora.scale, dropout=lora.dropout)
+        if layer.weight.is_meta:
+            continue
         digest = hashlib.sha256(f"{seed}:{name}.{A}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        down, up = layer.get_parameter(f"{A}.weight"), layer.get_parameter(f"{B}.weight")
+        down, up = layer.lora_A.weight, layer.lora_B.weight
         bound = 1 / math.sqrt(down.shape[1])
         with torch.no_grad():
             down.copy_(torch.empty(down.shape).uniform_(-bound, bound, generator=generator))
             up.zero_()
 
 
-def attach_one(module: nn.Module, name: str, *, rank: int, scale: float, dropout: float = 0.0) -> nn.Module:
+def attach_one(module: nn.Module, name: str, *, rank: int, scale: float, dropout: float = 0.0) -> LoRALinear:
     """Give one linear layer an adapter whose numbers are still to be set. Returns the layer that has it."""
     linear = module.get_submodule(name)
     assert isinstance(linear, nn.Linear)
@@ -149,7 +148,7 @@ def detach(module: nn.Module) -> None:
 def _linear_names(module: nn.Module) -> Iterator[str]:
     inside = (f".{A}", f".{B}")
     for name, layer in module.named_modules():
-        if (isinstance(layer, nn.Linear) or has_lora(layer)) and not name.endswith(inside):
+        if isinstance(layer, nn.Linear | WithLoRA) and not name.endswith(inside):
             yield name
 
 

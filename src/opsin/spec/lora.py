@@ -9,7 +9,7 @@ from opsin.spec.base import Spec
 
 
 class Lora(Spec):
-    """What is added to linear layers that stay frozen: y = W x + scale * B A x, with A of `rank` rows and B from zero."""
+    """What is added to linear layers that stay frozen: y = W x + scale * B A x, A with `rank` rows, B from zero."""
 
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0)

@@ -16,6 +16,10 @@ RANDOM = "random"
 """Source of a part that starts from random weights."""
 
 
+BASE = "base"
+"""Folder of a run with the model that adapters belong to."""
+
+
 class DataFile(Spec):
     """One file of conversations (LLaVA JSON, JSONL and the other shapes that `text.messages` reads)."""
 
@@ -175,7 +179,7 @@ class RunConfig(Spec):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; each writes a folder of its name")
-            if name in {"checkpoints", "run.yaml", "log.jsonl"}:
+            if name in {"checkpoints", "run.yaml", "log.jsonl", BASE}:
                 raise ValueError(f"a stage cannot be called {name!r}: the run itself writes there")
         return self
 

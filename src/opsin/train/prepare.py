@@ -87,7 +87,7 @@ def prepare_stage(
     try:
         config = None if model is None else stage_config(model, stage)
         idle = {} if config is None else idle_tensors(module, config)
-        trainable = choose(module, stage.trainable, idle=idle)
+        trainable = choose(module, stage.trainable, idle=idle, lora=stage.lora)
         if source is None:
             if not stage.data:
                 raise ConfigError("no data is named; list files under data")

@@ -7,6 +7,7 @@ from torch import nn
 
 from opsin.data.feed import Feed
 from opsin.errors import OpsinError
+from opsin.nn.lora import attach, detach
 from opsin.spec.model import VLMConfig
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
@@ -32,9 +33,13 @@ def preview(config: RunConfig) -> Iterator[str]:
     for number, stage in enumerate(config.stages, start=1):
         yield ""
         yield f"stage {number} of {len(config.stages)}: {stage.name}"
-        trainable = choose(module, stage.trainable, idle=idle_tensors(module, stage_config(model, stage)))
+        idle = idle_tensors(module, stage_config(model, stage))
+        trainable = choose(module, stage.trainable, idle=idle, lora=stage.lora)
+        if stage.lora is not None:
+            attach(module, stage.lora, trainable.targets)
         yield from describe_trainable(module, trainable)
         yield f"weights, gradients and optimizer take {_state_bytes(module, stage, trainable) / 2**30:,.2f} GiB"
+        detach(module)
         yield from _describe_data(stage, module, model, tokenizer, missing, config.seed)
 
 

@@ -3,7 +3,9 @@
 OUTPUT/run.yaml         the whole config, defaults included
        log.jsonl        one line per optimizer step
        checkpoints/     the newest states of the run
-       STAGE/           the model as it was at the end of that stage, ready for `opsin chat`
+       STAGE/           the model as it was at the end of that stage, ready for `opsin chat`; of a stage with
+                        adapters, these and where their base is
+       base/            the model that the first stage's adapters belong to, where no name leads to it
 """
 
 import os
@@ -23,6 +25,7 @@ from opsin.errors import ConfigError, TrainError
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
+from opsin.train.adapters import AdapterStages, add_adapters
 from opsin.train.checkpoint import CheckpointStore, Saved, sync
 from opsin.train.config import differences, to_yaml
 from opsin.train.log import Reporter, RowLog, Silence
@@ -63,6 +66,7 @@ def train_stage(
 ) -> list[Row]:
     """Train one stage in memory: no folder, no checkpoints. Returns what each step did.
 
+    Adapters of a stage with `lora` stay on the module: `weights.save_adapter` and `nn.lora.merge` take it from there.
     module: a VLM, or anything that `objective` knows. source: gives conversations, which need a tokenizer, or Encoded.
     """
     prepared = prepare_stage(
@@ -122,6 +126,7 @@ class _Run:
         self.output = Path(config.output)
         self.store = CheckpointStore(self.output / "checkpoints", keep=config.checkpoint.keep)
         self.saved = self._open_folder()
+        self.adapters = AdapterStages(config, has_name=model is None and config.init == "model")
         self.model = model or start_model(config)
         self.device = choose_device(config.device)
         self.prepared = [
@@ -137,7 +142,7 @@ class _Run:
         ]
         self.log = RowLog(self.output / "log.jsonl", keep_bytes=self.saved.state["log_bytes"] if self.saved else 0)
         self.ever_trained: set[str] = set()
-        """Tensors that this stage or an earlier one trains: what a checkpoint has to hold."""
+        """Tensors that earlier stages changed: what a checkpoint has to hold besides those that train."""
 
     def train(self) -> RunResult:
         """All stages from where the run stands."""
@@ -145,13 +150,13 @@ class _Run:
         first = self.saved.state["stage"] if self.saved else 0
         try:
             for number, prepared in enumerate(self.prepared):
-                self.ever_trained.update(prepared.trainable.names)
                 folder = self.output / prepared.stage.name
                 if number >= first:
                     done = self._train_stage(number, prepared, steps_before=steps)
                     if done < prepared.feed.num_steps:
                         last = self.output / self.prepared[number - 1].stage.name if number else self.output
                         return RunResult("stopped", self.model, last, steps + done)
+                self.ever_trained.update(prepared.trainable.merged)
                 steps += prepared.feed.num_steps
             return RunResult("finished", self.model, folder, steps)
         finally:
@@ -162,6 +167,7 @@ class _Run:
         """Train one stage to its end, or until a stop is asked for. Returns how many of its steps are done."""
         stage = prepared.stage
         objective = self.objectives.get(stage.name, next_token)
+        self.adapters.begin(number, self.model)
         loop = _loop(self.model.vlm, prepared, objective, self.device, self.config.precision, self.config.workers)
         if self.saved is not None and self.saved.state["stage"] == number:
             self._restore(loop, self.saved)
@@ -179,7 +185,7 @@ class _Run:
             if self.stop.made and not last:
                 return saved_at
         self.reporter.end()
-        self._save_model(stage, prepared)
+        self._save_model(number, prepared)
         return loop.step
 
     def _announce(self, number: int, prepared: PreparedStage, loop: StageLoop) -> None:
@@ -205,7 +211,7 @@ class _Run:
         self.store.save(
             steps_before + loop.step,
             tensors={
-                "weights": {name: parameters[name] for name in sorted(self.ever_trained)},
+                "weights": {name: parameters[name] for name in sorted(self.ever_trained | loop.trained.keys())},
                 "optimizer": loop.optimizer.state(),
             },
             state={
@@ -228,7 +234,7 @@ class _Run:
             )
         parameters = dict(self.model.vlm.named_parameters())
         tensors = saved.tensors("weights")
-        if wrong := sorted(tensors.keys() ^ self.ever_trained):
+        if wrong := sorted(tensors.keys() ^ (self.ever_trained | loop.trained.keys())):
             raise TrainError(f"{saved.folder} is of a run that trains other tensors, such as {wrong[0]!r}")
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -239,10 +245,15 @@ class _Run:
             if saved.state[what] != now:
                 self.reporter.say(f"{what} was {saved.state[what]} and is {now}: results may differ in the last bits")
 
-    def _save_model(self, stage: Stage, prepared: PreparedStage) -> None:
+    def _save_model(self, number: int, prepared: PreparedStage) -> None:
+        stage, trainable = prepared.stage, prepared.trainable
         folder = self.output / stage.name
+        if stage.lora is not None:
+            self.adapters.finish(number, self.model, trainable)
+            self.reporter.say(f"stage {stage.name!r} is done; its adapter is in {folder}")
+            return
         weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
-        if all(name.startswith("connector.") for name in prepared.trainable.names):
+        if all(name.startswith("connector.") for name in trainable.names):
             connector = {
                 name: tensor.detach().cpu().contiguous()
                 for name, tensor in self.model.vlm.named_parameters()
@@ -296,6 +307,7 @@ def _loop(
     precision: Precision,
     workers: int,
 ) -> StageLoop:
+    add_adapters(module, prepared)
     return StageLoop(
         module,
         prepared.feed,

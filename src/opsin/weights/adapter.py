@@ -124,8 +124,8 @@ def apply_adapter(vlm: VLM, adapter: Adapter) -> None:
     """Put an adapter onto the model, in place. The layers keep their weights; `nn.lora.merge` adds the two."""
     for name, factors in adapter.factors.items():
         layer = attach_one(vlm, name, rank=len(factors.a), scale=factors.scale, dropout=adapter.dropout)
-        layer.get_parameter(f"{A}.weight").copy_(factors.a)
-        layer.get_parameter(f"{B}.weight").copy_(factors.b)
+        layer.lora_A.weight.copy_(factors.a)
+        layer.lora_B.weight.copy_(factors.b)
     own = dict(vlm.named_parameters())
     for name, tensor in adapter.whole.items():
         own[name].copy_(tensor)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from opsin.errors import WeightError
 from opsin.nn.lora import A, B, adapted
@@ -28,7 +27,10 @@ def save_adapter(
     with a dot; by default what the model was loaded as. A saved adapter that is already there is replaced.
     """
     folder = Path(folder)
-    layers = {name: _factors(layer) for name, layer in adapted(model.vlm).items()}
+    layers = {
+        name: Factors(layer.lora_A.weight.detach(), layer.lora_B.weight.detach(), layer.lora_scale)
+        for name, layer in adapted(model.vlm).items()
+    }
     if not layers:
         raise WeightError("this model has no adapter to save (nn.lora.attach gives it one)")
     state = {name: tensor.detach() for name, tensor in model.vlm.state_dict().items()}
@@ -85,11 +87,6 @@ def whole_modules(trained: Collection[str], names: Collection[str]) -> list[str]
             yield path
 
     return sorted(path for path in full if not any(parent in full for parent in parents(path)))
-
-
-def _factors(layer: nn.Module) -> Factors:
-    a, b = (layer.get_parameter(f"{own}.weight").detach() for own in (A, B))
-    return Factors(a, b, float(layer.lora_scale))  # type: ignore[arg-type]
 
 
 def _fuse(layers: Mapping[str, Factors], renamer: Renamer) -> dict[str, Factors]:

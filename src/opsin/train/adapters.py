@@ -1,0 +1,59 @@
+"""Stages that train adapters: what their adapters belong to, and what such a stage leaves behind."""
+
+from pathlib import Path
+
+from torch import nn
+
+from opsin import families, weights
+from opsin.data.order import derive_seed
+from opsin.nn.lora import attach, merge
+from opsin.spec.recipe import BASE, RunConfig
+from opsin.train.prepare import PreparedStage
+from opsin.train.trainable import Trainable
+from opsin.weights import Model
+from opsin.weights.hub import is_preset
+
+
+def add_adapters(module: nn.Module, prepared: PreparedStage) -> None:
+    """Put the adapters of a stage onto the module, where it has some."""
+    stage = prepared.stage
+    if stage.lora is not None:
+        seed = derive_seed(prepared.feed.seed, stage.name, "lora")
+        attach(module, stage.lora, prepared.trainable.targets, seed=seed)
+
+
+class AdapterStages:
+    """The stages of a run that train adapters."""
+
+    def __init__(self, config: RunConfig, *, has_name: bool) -> None:
+        """has_name: whether the weights that the run starts from are exactly those that `config.model` leads to."""
+        self.config, self.has_name = config, has_name
+        self.output = Path(config.output)
+
+    def begin(self, number: int, model: Model) -> None:
+        """Keep the model that the first stage's adapters belong to, where no name leads to it. Before any are added."""
+        if self.config.stages[number].lora is None or number > 0 or self.has_name:
+            return
+        if not (self.output / BASE).exists():
+            weights.save_native(self.output / BASE, model.vlm, model.config, model.tokenizer)
+
+    def finish(self, number: int, model: Model, trainable: Trainable) -> None:
+        """Write the stage's adapters, and merge them, so that the next stage meets a plain model."""
+        stage = self.config.stages[number]
+        assert stage.lora is not None
+        whole = [name for name in trainable.names if name in trainable.merged]
+        weights.save_adapter(self.output / stage.name, model, stage.lora, base=self._base(number), trained=whole)
+        merge(model.vlm)
+
+    def _base(self, number: int) -> str:
+        """What the adapters of a stage belong to: the stage before, or what the run started from."""
+        if number:
+            return f"../{self.config.stages[number - 1].name}"
+        return published_name(self.config.model) if self.has_name else f"../{BASE}"
+
+
+def published_name(name: str) -> str:
+    """A model's name that leads to it from anywhere: a whole path, or a repository."""
+    if Path(name).expanduser().exists():
+        return str(Path(name).expanduser().resolve())
+    return families.preset(name).hub[0] if is_preset(name) else name
