@@ -6,20 +6,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import toys
 from opsin import weights
+from opsin.cli.app import run as opsin
 from opsin.collate import pad
 from opsin.encode import Encoded, Encoder
+from opsin.errors import ConfigError, WeightError
 from opsin.nn.lora import adapted, attach, find_targets, merge
 from opsin.spec.lora import Lora
 from opsin.text.messages import Conversation, user
 from opsin.verify.theirs import CLASSES, class_name, to_tiles
 from opsin.weights import Model
 from opsin.weights.adapter import load_adapter
-from opsin.weights.adapter_exporter import save_adapter
-from weights.folders import published
+from opsin.weights.adapter_exporter import save_adapter, whole_modules
+from weights.folders import edit_json, published, tiny
 
 IDS = ("llava-1.5-tiny", "llava-next-tiny", "qwen2-vl-tiny", "internvl-1.5-tiny", "blip2-tiny")
 EVERYTHING = ("vision", "connector", "decoder")
@@ -141,3 +144,177 @@ def test_an_adapter_of_peft_gives_the_same_logits_here(folders, tmp_path, id) ->
     torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
     merge(model.vlm)
     torch.testing.assert_close(our_logits(model, given), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_merging_is_exact_to_rounding_and_the_merged_model_is_a_plain_one(folders, tmp_path) -> None:
+    model = weights.load(folders["qwen2-vl-tiny"])
+    given = sample(folders["qwen2-vl-tiny"].parent, model)
+    names = list(model.vlm.state_dict())
+    lora = Lora(rank=2, alpha=6, targets=EVERYTHING)
+    adapt(model, lora)
+    before = our_logits(model, given)
+    layers = merge(model.vlm)
+    assert list(model.vlm.state_dict()) == names
+    assert len(layers) == 2 * 6 + 2 + 2 * 7
+    torch.testing.assert_close(our_logits(model, given), before, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["opsin", "hf"])
+def test_the_command_merges_and_chat_takes_the_adapter_itself(folders, tmp_path, capsys, to) -> None:
+    base = folders["llava-next-tiny"]
+    model = weights.load(base, tokenizer=base.parent / "tokenizer")
+    given = sample(base.parent, model)
+    lora = Lora(rank=2, alpha=6, dropout=0.1)
+    whole = adapt(model, lora, also=("connector",))
+    save_adapter(tmp_path / "adapter", model, lora, trained=whole)
+    assert opsin(["merge", str(base), str(tmp_path / "adapter"), str(tmp_path / "out"), "--to", to]) == 0
+    merged = weights.load(tmp_path / "out")
+    assert merged.layout == to
+    torch.testing.assert_close(our_logits(merged, given), our_logits(model, given), atol=1e-5, rtol=1e-5)
+    toys.picture((60, 40)).save(tmp_path / "photo.png")
+    answers = []
+    for folder in ("out", "adapter"):
+        capsys.readouterr()
+        ask = ["what?", "--image", str(tmp_path / "photo.png"), "--max-new-tokens", "5"]
+        assert opsin(["chat", str(tmp_path / folder), *ask]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert opsin(["merge", str(base), str(tmp_path / "adapter"), str(tmp_path / "out")]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("id", ["llava-tiny", "qwen-vl-tiny"])
+def test_adapters_of_models_that_transformers_has_not_carry_their_authors_names(tmp_path, id) -> None:
+    model = tiny(id)
+    weights.save_native(tmp_path / "base", model.vlm, model.config)
+    lora = Lora(rank=2, alpha=4, targets=("decoder", "vision"))
+    whole = adapt(model, lora, also=("connector",))
+    save_adapter(tmp_path / "adapter", model, lora, base="../base", trained=whole)
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    authors = {
+        "llava-tiny": "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+        "qwen-vl-tiny": "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight",
+    }
+    assert authors[id] in stored
+    loaded = weights.load(tmp_path / "adapter").vlm.state_dict()
+    merge(model.vlm)
+    for name, tensor in model.vlm.state_dict().items():
+        torch.testing.assert_close(loaded[name], tensor, atol=1e-6, rtol=1e-6)
+
+
+def test_a_fused_layer_of_an_adapter_stays_of_its_rank(folders, tmp_path) -> None:
+    """Queries, keys and values that came from one layer share its A, so that it goes back as it came."""
+    model = weights.load(folders["qwen2-vl-tiny"])
+    place = "base_model.model.model.visual.blocks.0.attn.qkv."
+    dim = model.config.vision.dim
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, dim, generator=generator), torch.randn(3 * dim, 3, generator=generator)
+    (tmp_path / "one").mkdir()
+    save_file({f"{place}lora_A.weight": a, f"{place}lora_B.weight": b}, tmp_path / "one" / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "base_model_name_or_path": "x"}
+    (tmp_path / "one" / "adapter_config.json").write_text(json.dumps(settings))
+    weights.load_adapter(model.vlm, tmp_path / "one", model.family.layouts(model.config))
+    save_adapter(tmp_path / "two", model, Lora(rank=3, alpha=6))
+    again = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    assert torch.equal(again[f"{place}lora_A.weight"], a)
+    assert torch.equal(again[f"{place}lora_B.weight"], b)
+
+
+def test_llavas_second_file_is_read_and_its_pickle_is_not(tmp_path) -> None:
+    model = tiny("llava-1.5-tiny")
+    weights.save_native(tmp_path / "base", model.vlm, model.config)
+    lora = Lora(rank=2, alpha=4)
+    adapt(model, lora)
+    save_adapter(tmp_path / "adapter", model, lora, base="../base")
+    others = {
+        f"base_model.model.model.mm_projector.{place}.{kind}": torch.ones_like(
+            model.vlm.get_parameter(f"connector.layers.{layer}.{kind}")
+        )
+        for layer, place in ((0, 0), (1, 2))
+        for kind in ("weight", "bias")
+    }
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    theirs = {
+        name.replace("model.model.language_model.", "model.model."): value for name, value in load_file(file).items()
+    }
+    save_file(theirs, file)
+    save_file(others, tmp_path / "adapter" / "non_lora_trainables.safetensors")
+    loaded = weights.load(tmp_path / "adapter").vlm
+    assert (loaded.connector.layers[1].weight == 1).all()
+    (tmp_path / "adapter" / "non_lora_trainables.safetensors").rename(tmp_path / "adapter" / "non_lora_trainables.bin")
+    with pytest.raises(WeightError, match=r"Python pickles only \(non_lora_trainables.bin\)"):
+        weights.load(tmp_path / "adapter")
+
+
+def test_the_largest_whole_modules_are_named() -> None:
+    names = {"a.norm.weight", "a.layers.0.x.weight", "a.layers.0.x.bias", "a.layers.1.x.weight", "q", "a.b.c.weight"}
+    assert whole_modules({"a.layers.0.x.weight", "a.layers.0.x.bias", "q"}, names) == ["a.layers.0"]
+    assert whole_modules({"a.layers.0.x.weight", "a.layers.1.x.weight"}, names) == ["a.layers.1"]
+    everything = {"a.layers.0.x.weight", "a.layers.0.x.bias", "a.layers.1.x.weight"}
+    assert whole_modules(everything, names) == ["a.layers.0", "a.layers.1"]
+    assert whole_modules(names, names) == ["a"]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """An adapter of a tiny LLaVA-1.5, to be spoilt."""
+    model = tiny("llava-1.5-tiny")
+    weights.save_native(tmp_path / "base", model.vlm, model.config)
+    lora = Lora(rank=2, alpha=4)
+    adapt(model, lora)
+    save_adapter(tmp_path / "adapter", model, lora, base="../base")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "an adapter of kind 'IA3'; only LORA is read"),
+        ({"use_dora": True}, "uses use_dora, which is more than a change of low rank. Merge it with PEFT"),
+        ({"init_lora_weights": "pissa_niter_4"}, "uses init_lora_weights: pissa_niter_4"),
+        ({"alora_invocation_tokens": [1]}, "uses alora_invocation_tokens"),
+        ({"base_model_name_or_path": None}, "holds an adapter that does not say of which model; give both to opsin merge"),
+        ({"base_model_name_or_path": "./nowhere"}, "nowhere, which cannot be loaded: there is no folder"),
+    ],
+)
+def test_adapters_that_are_something_else_are_refused(broken, changes, message) -> None:
+    edit_json(broken / "adapter_config.json", **changes)
+    with pytest.raises(WeightError, match=message):
+        weights.load(broken)
+
+
+def test_every_tensor_of_an_adapter_is_accounted_for_in_one_error(broken) -> None:
+    file = broken / "adapter_model.safetensors"
+    state = load_file(file)
+    place = "base_model.model.model.language_model.layers.0.self_attn."
+    state[f"{place}q_projj.lora_A.weight"] = state.pop(f"{place}q_proj.lora_A.weight")
+    state[f"{place}k_proj.lora_A.weight"] = torch.zeros(2, 7)
+    state["base_model.model.lm_head.lora_A.weight"] = torch.zeros(2, 64)
+    state["base_model.model.lm_head.lora_B.weight"] = torch.zeros(384, 2)
+    state["base_model.model.model.image_newlin"] = torch.zeros(3)
+    del state[f"{place}v_proj.lora_B.weight"]
+    save_file(state, file)
+    with pytest.raises(WeightError) as caught:
+        weights.load(broken)
+    text = str(caught.value)
+    for line in (
+        r"6 of 30 tensors",
+        "lm_head   is no linear layer that can have an adapter",
+        "self_attn.k_proj   lora_A 2x7 and lora_B",
+        "self_attn.q_projj   has lora_A and no lora_B",
+        "self_attn.v_proj   has lora_A and no lora_B",
+        "model.image_newlin   is unknown to the model",
+        "self_attn.q_proj.lora_B.weight   has no lora_A",
+    ):
+        assert line in text
+
+
+def test_models_with_adapters_are_not_saved_as_plain_ones(tmp_path) -> None:
+    model = tiny("llava-1.5-tiny")
+    with pytest.raises(WeightError, match="has no adapter to save"):
+        save_adapter(tmp_path / "adapter", model, Lora(rank=2, alpha=4))
+    adapt(model, Lora(rank=2, alpha=4))
+    with pytest.raises(WeightError, match=r"has adapters: merge them .* or save_adapter"):
+        weights.save_native(tmp_path / "model", model.vlm, model.config)
+    with pytest.raises(ConfigError, match="has an adapter of rank 2; merge it before one of 3 is added"):
+        attach(model.vlm, Lora(rank=3, alpha=4), find_targets(model.vlm, ["decoder"]))

@@ -24,6 +24,7 @@ VERBS = {
     "verify": "Compare a model with transformers, rung by rung.",
     "show": "What a model consists of: parts, shapes, counts.",
     "train": "Train a model by a recipe.",
+    "merge": "Add an adapter to its model and write the result.",
     "env": "Versions and devices, for bug reports.",
 }
 """Each verb is the function of that name in the module `opsin.cli.VERB`."""

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opsin.errors import WeightError, unknown
+from opsin.nn.lora import adapted
 from opsin.nn.vlm import VLM
 from opsin.spec.base import Spec
 from opsin.spec.model import VLMConfig
@@ -171,6 +172,8 @@ def write_published(
 def _whole_state(vlm: VLM, config: VLMConfig) -> dict[str, Tensor]:
     """Every tensor of a model that is what its config says. Raises WeightError for one that is not."""
     state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
+    if adapted(vlm):
+        raise WeightError("this model has adapters: merge them (opsin.nn.lora.merge), or save_adapter saves them alone")
     wanted = {name: tensor.shape for name, tensor in on_meta(config).state_dict().items()}
     wrong = [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]
     if wrong or len(state) != len(wanted):
