@@ -180,3 +180,36 @@ def test_adapters_train_in_bfloat16_passes_too(tmp_path):
     tuned = stage(trainable=[], lora=LORA, steps=2)
     rows = train_stage(model.vlm, tuned, DrawnSource(8), tokenizer=model.tokenizer, precision="bfloat16")
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows)
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4", "nf4"])
+def test_a_quantised_run_trains_adapters_that_fit_the_whole_model(tmp_path, bits):
+    config = one_stage(tmp_path / "out", quantize=bits)
+    with pytest.raises(Crash):
+        run(config, model=tiny_model(tmp_path), sources={"adapters": DrawnSource(18)}, on_row=crash_after(4))
+    result = run(config, model=tiny_model(tmp_path), sources={"adapters": DrawnSource(18)})
+    straight = one_stage(tmp_path / "straight", quantize=bits)
+    run(straight, model=tiny_model(tmp_path), sources={"adapters": DrawnSource(18)})
+    file = "adapters/adapter_model.safetensors"
+    assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
+    assert log_of(tmp_path / "out") == log_of(tmp_path / "straight")
+    tuned = tensors_of(weights.load(result.folder))
+    changed = differing(tensors_of(tiny_model(tmp_path)), tuned)
+    assert changed
+    assert all(name.startswith("decoder.layers.") for name in changed)
+
+
+def test_few_bits_need_a_run_of_one_stage_with_adapters(tmp_path):
+    with pytest.raises(ConfigError, match="quantize is for a run of one stage that trains adapters"):
+        three_stages(tmp_path, quantize="int8")
+    with pytest.raises(ConfigError, match="quantize is for a run of one stage that trains adapters"):
+        RunConfig.parse({**two_stages(tmp_path).model_dump(mode="json"), "quantize": "int4"}, where="test")
+
+
+def test_few_bits_hold_what_is_read_in_the_dtype_of_its_file(tmp_path):
+    model = tiny_model(tmp_path)
+    weights.save_native(tmp_path / "model", model.vlm.bfloat16(), model.config, model.tokenizer)
+    config = one_stage(tmp_path / "out", model=str(tmp_path / "model"), init="model", quantize="int4")
+    result = run(config, sources={"adapters": DrawnSource(9)})
+    assert {parameter.dtype for parameter in result.model.vlm.parameters()} == {torch.float32}
+    assert weights.load(result.folder).vlm.decoder.embed.weight.dtype == torch.bfloat16

@@ -273,7 +273,7 @@ def broken(tmp_path: Path) -> Path:
         ({"use_dora": True}, "uses use_dora, which is more than a change of low rank. Merge it with PEFT"),
         ({"init_lora_weights": "pissa_niter_4"}, "uses init_lora_weights: pissa_niter_4"),
         ({"alora_invocation_tokens": [1]}, "uses alora_invocation_tokens"),
-        ({"base_model_name_or_path": None}, "holds an adapter that does not say of which model; give both to opsin merge"),
+        ({"base_model_name_or_path": None}, "does not say of which model; give both to opsin merge"),
         ({"base_model_name_or_path": "./nowhere"}, "nowhere, which cannot be loaded: there is no folder"),
     ],
 )

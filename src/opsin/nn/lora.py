@@ -27,6 +27,8 @@ UNREACHED = ("vision.patch", "decoder.head")
 class WithLoRA(nn.Module):
     """What layers that can have an adapter share."""
 
+    in_features: int
+    out_features: int
     lora_A: nn.Linear
     lora_B: nn.Linear
     lora_scale: float
@@ -92,7 +94,7 @@ def attach(module: nn.Module, lora: Lora, targets: Iterable[str], *, seed: int =
             layer.lora_scale, layer.lora_dropout = lora.scale, lora.dropout
             continue
         layer = attach_one(module, name, rank=lora.rank, scale=lora.scale, dropout=lora.dropout)
-        if layer.weight.is_meta:
+        if layer.lora_A.weight.is_meta:
             continue
         digest = hashlib.sha256(f"{seed}:{name}.{A}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
@@ -103,16 +105,21 @@ def attach(module: nn.Module, lora: Lora, targets: Iterable[str], *, seed: int =
             up.zero_()
 
 
-def attach_one(module: nn.Module, name: str, *, rank: int, scale: float, dropout: float = 0.0) -> LoRALinear:
+def attach_one(module: nn.Module, name: str, *, rank: int, scale: float, dropout: float = 0.0) -> WithLoRA:
     """Give one linear layer an adapter whose numbers are still to be set. Returns the layer that has it."""
     linear = module.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    layer = LoRALinear(linear)
-    for own, rows, columns in ((A, rank, linear.in_features), (B, linear.out_features, rank)):
-        factor = nn.Linear(columns, rows, bias=False, device="meta", dtype=linear.weight.dtype)
-        setattr(layer, own, factor.to_empty(device=linear.weight.device))
+    layer: WithLoRA
+    if isinstance(linear, WithLoRA):  # quantised
+        layer, dtype = linear, torch.float32
+    else:
+        assert isinstance(linear, nn.Linear)
+        layer, dtype = LoRALinear(linear), linear.weight.dtype
+        replace_layer(module, name, layer)
+    device = next(iter(linear.state_dict().values())).device
+    for own, rows, columns in ((A, rank, layer.in_features), (B, layer.out_features, rank)):
+        factor = nn.Linear(columns, rows, bias=False, device="meta", dtype=dtype)
+        setattr(layer, own, factor.to_empty(device=device))
     layer.lora_scale, layer.lora_dropout = scale, dropout
-    _replace(module, name, layer)
     return layer
 
 
@@ -142,7 +149,7 @@ def detach(module: nn.Module) -> None:
         assert isinstance(layer, LoRALinear)
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         plain.weight, plain.bias = layer.weight, layer.bias
-        _replace(module, name, plain.train(layer.training))
+        replace_layer(module, name, plain.train(layer.training))
 
 
 def _linear_names(module: nn.Module) -> Iterator[str]:
@@ -152,6 +159,7 @@ def _linear_names(module: nn.Module) -> Iterator[str]:
             yield name
 
 
-def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
+def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of the one of that name."""
     parent, _, own = name.rpartition(".")
     setattr(module.get_submodule(parent), own, layer)

@@ -162,6 +162,8 @@ class RunConfig(Spec):
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the passes. Weights and optimizer state are float32 either way; `bfloat16` is autocast."""
+    quantize: Literal["int8", "int4", "nf4"] | None = None
+    """Bits of the frozen linear layers of tower and language model, for a run of one stage that trains adapters."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; otherwise a torch device such as `cpu` or `cuda:1`."""
     workers: int = Field(default=2, ge=0)
@@ -176,6 +178,8 @@ class RunConfig(Spec):
         names = [stage.name for stage in self.stages]
         if not names:
             raise ValueError("a run needs at least one stage")
+        if self.quantize is not None and (len(names) > 1 or self.stages[0].lora is None):
+            raise ValueError("quantize is for a run of one stage that trains adapters: give that stage lora")
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; each writes a folder of its name")

@@ -7,6 +7,7 @@ from torch import nn
 from opsin import families, weights
 from opsin.data.order import derive_seed
 from opsin.nn.lora import attach, merge
+from opsin.nn.quantize import Bits, quantize
 from opsin.spec.recipe import BASE, RunConfig
 from opsin.train.prepare import PreparedStage
 from opsin.train.trainable import Trainable
@@ -14,10 +15,15 @@ from opsin.weights import Model
 from opsin.weights.hub import is_preset
 
 
-def add_adapters(module: nn.Module, prepared: PreparedStage) -> None:
-    """Put the adapters of a stage onto the module, where it has some."""
+def add_adapters(module: nn.Module, prepared: PreparedStage, *, bits: Bits | None = None) -> None:
+    """Put the adapters of a stage onto the module, where it has some.
+
+    bits: what frozen linear layers are quantised to first.
+    """
     stage = prepared.stage
     if stage.lora is not None:
+        if bits is not None:
+            quantize(module, bits, keep=prepared.trainable.names)
         seed = derive_seed(prepared.feed.seed, stage.name, "lora")
         attach(module, stage.lora, prepared.trainable.targets, seed=seed)
 
@@ -38,12 +44,13 @@ class AdapterStages:
             weights.save_native(self.output / BASE, model.vlm, model.config, model.tokenizer)
 
     def finish(self, number: int, model: Model, trainable: Trainable) -> None:
-        """Write the stage's adapters, and merge them, so that the next stage meets a plain model."""
+        """Write the stage's adapters, and merge them, so that the next stage meets a plain model. Few bits stay."""
         stage = self.config.stages[number]
         assert stage.lora is not None
         whole = [name for name in trainable.names if name in trainable.merged]
         weights.save_adapter(self.output / stage.name, model, stage.lora, base=self._base(number), trained=whole)
-        merge(model.vlm)
+        if self.config.quantize is None:
+            merge(model.vlm)
 
     def _base(self, number: int) -> str:
         """What the adapters of a stage belong to: the stage before, or what the run started from."""

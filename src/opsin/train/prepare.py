@@ -40,10 +40,11 @@ def describe_model(name: str) -> VLMConfig:
 
 
 def start_model(config: RunConfig) -> Model:
-    """The model to start from, in float32 on the CPU."""
+    """The model to start from, in float32 on the CPU; one that will be quantised in the dtype of its files."""
     tokenizer = _tokenizer_folder(config)
     if config.init == "model":
-        return weights.load(config.model, dtype=torch.float32, tokenizer=tokenizer)
+        dtype = torch.float32 if config.quantize is None else None
+        return weights.load(config.model, dtype=dtype, tokenizer=tokenizer)
     description = describe_model(config.model)
     vlm = weights.build(description, seed=config.seed)
     if isinstance(config.init, PartSources):

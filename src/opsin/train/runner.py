@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from opsin import weights
 from opsin.data.source import Fingerprinted, Source
 from opsin.errors import ConfigError, TrainError
+from opsin.nn.quantize import Bits
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
@@ -62,11 +63,13 @@ def train_stage(
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
     workers: int = 1,
+    bits: Bits | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Train one stage in memory: no folder, no checkpoints. Returns what each step did.
 
     Adapters of a stage with `lora` stay on the module: `weights.save_adapter` and `nn.lora.merge` take it from there.
+    bits: what its frozen linear layers are quantised to.
     module: a VLM, or anything that `objective` knows. source: gives conversations, which need a tokenizer, or Encoded.
     """
     prepared = prepare_stage(
@@ -77,6 +80,7 @@ def train_stage(
         seed=seed,
         source=source,
     )
+    add_adapters(module, prepared, bits=bits)
     loop = _loop(module, prepared, objective, torch.device(device), precision, workers)
     rows = []
     for row in loop.rows():
@@ -168,6 +172,7 @@ class _Run:
         stage = prepared.stage
         objective = self.objectives.get(stage.name, next_token)
         self.adapters.begin(number, self.model)
+        add_adapters(self.model.vlm, prepared, bits=self.config.quantize)
         loop = _loop(self.model.vlm, prepared, objective, self.device, self.config.precision, self.config.workers)
         if self.saved is not None and self.saved.state["stage"] == number:
             self._restore(loop, self.saved)
@@ -307,7 +312,6 @@ def _loop(
     precision: Precision,
     workers: int,
 ) -> StageLoop:
-    add_adapters(module, prepared)
     return StageLoop(
         module,
         prepared.feed,

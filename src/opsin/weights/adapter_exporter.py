@@ -14,6 +14,7 @@ from opsin.spec.rules import Layout, Split, targets_of
 from opsin.weights.adapter import MODULES, PREFIX, TENSORS, Factors
 from opsin.weights.config import ADAPTER
 from opsin.weights.exporter import to_layout, write_folder
+from opsin.weights.init import on_meta
 from opsin.weights.loader import Model
 from opsin.weights.rules import Renamer, identity
 
@@ -34,10 +35,10 @@ def save_adapter(
     if not layers:
         raise WeightError("this model has no adapter to save (nn.lora.attach gives it one)")
     state = {name: tensor.detach() for name, tensor in model.vlm.state_dict().items()}
-    plain = {name: tensor for name, tensor in state.items() if not name.endswith((f".{A}.weight", f".{B}.weight"))}
+    plain = list(on_meta(model.config).state_dict())
     layout = module_layout(model.family.layouts(model.config), plain)
     fused = _fuse(layers, Renamer(layout))
-    whole = to_layout({name: plain[name] for name in _with_siblings(trained, layout)}, layout)
+    whole = to_layout({name: state[name] for name in _with_siblings(trained, layout)}, layout)
     names = _layout_names(plain, layout)
     settings = {
         "peft_type": "LORA",
