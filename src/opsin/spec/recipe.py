@@ -91,6 +91,15 @@ class Schedule(Spec):
     """The same as a number of steps, which then counts instead."""
 
 
+class CachedFeatures(Spec):
+    """Where the features of a frozen vision tower are kept, so that each tile goes through it once."""
+
+    folder: str
+    """Several runs may share one."""
+    max_gib: float = Field(default=50, gt=0)
+    """Size of the folder beyond which nothing more is kept."""
+
+
 class Stage(Spec):
     """One stage: what trains, on what, how."""
 
@@ -105,6 +114,8 @@ class Stage(Spec):
     """Chat format for this stage, by name or written out; the model's own when not given."""
     resolution: ResolutionConfig | None = None
     """How pictures are cut in this stage; the model's own when not given."""
+    cache_features: CachedFeatures | None = None
+    """Keep what the vision tower computes; for stages in which it is frozen."""
     max_tokens: int | None = Field(default=None, ge=2)
     """Longest conversation, pictures included; the model's own limit when not given."""
     overlong: Literal["error", "truncate"] = "error"

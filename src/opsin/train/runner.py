@@ -29,6 +29,7 @@ from opsin.text.tokenizer import Tokenizer
 from opsin.train.adapters import AdapterStages, add_adapters
 from opsin.train.checkpoint import CheckpointStore, Saved, sync
 from opsin.train.config import differences, to_yaml
+from opsin.train.feature_cache import cached_objective
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
@@ -81,6 +82,7 @@ def train_stage(
         source=source,
     )
     add_adapters(module, prepared, bits=bits)
+    objective = _objective(module, prepared, objective, precision)
     loop = _loop(module, prepared, objective, torch.device(device), precision, workers)
     rows = []
     for row in loop.rows():
@@ -173,6 +175,7 @@ class _Run:
         objective = self.objectives.get(stage.name, next_token)
         self.adapters.begin(number, self.model)
         add_adapters(self.model.vlm, prepared, bits=self.config.quantize)
+        objective = _objective(self.model.vlm, prepared, objective, self.config.precision)
         loop = _loop(self.model.vlm, prepared, objective, self.device, self.config.precision, self.config.workers)
         if self.saved is not None and self.saved.state["stage"] == number:
             self._restore(loop, self.saved)
@@ -302,6 +305,18 @@ def choose_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device {name!r} is none that torch knows; auto, cpu and cuda are") from None
+
+
+def _objective(module: nn.Module, prepared: PreparedStage, objective: Objective, precision: Precision) -> Objective:
+    """The objective of a stage, with features of the tower from the disk where the stage keeps them."""
+    if prepared.stage.cache_features is None:
+        return objective
+    if objective is not next_token or not isinstance(module, VLM):
+        raise ConfigError(
+            f"stage {prepared.stage.name!r}: cache_features is for next-token training; an objective of your own can "
+            "pass rows to next_token_from"
+        )
+    return cached_objective(module, prepared.stage, prepared.trainable, precision=precision)
 
 
 def _loop(
