@@ -1,5 +1,6 @@
 """Stages that train adapters: what their adapters belong to, and what such a stage leaves behind."""
 
+import os
 from pathlib import Path
 
 from torch import nn
@@ -28,8 +29,8 @@ def add_adapters(module: nn.Module, prepared: PreparedStage, *, bits: Bits | Non
         attach(module, stage.lora, prepared.trainable.targets, seed=seed)
 
 
-class AdapterStages:
-    """The stages of a run that train adapters."""
+class StageModels:
+    """How a run writes the models of its stages: whole, or as adapters of another model."""
 
     def __init__(self, config: RunConfig, *, has_name: bool) -> None:
         """has_name: whether the weights that the run starts from are exactly those that `config.model` leads to."""
@@ -43,20 +44,26 @@ class AdapterStages:
         if not (self.output / BASE).exists():
             weights.save_native(self.output / BASE, model.vlm, model.config, model.tokenizer)
 
-    def finish(self, number: int, model: Model, trainable: Trainable) -> None:
-        """Write the stage's adapters, and merge them, so that the next stage meets a plain model. Few bits stay."""
-        stage = self.config.stages[number]
-        assert stage.lora is not None
+    def save(self, folder: Path, number: int, model: Model, trainable: Trainable) -> None:
+        """Write what a stage has made of the model so far."""
+        lora = self.config.stages[number].lora
+        if lora is None:
+            weights.save_native(folder, model.vlm, model.config, model.tokenizer)
+            return
         whole = [name for name in trainable.names if name in trainable.merged]
-        weights.save_adapter(self.output / stage.name, model, stage.lora, base=self._base(number), trained=whole)
+        weights.save_adapter(folder, model, lora, base=self._base(folder, number), trained=whole)
+
+    def end(self, model: Model) -> None:
+        """Merge adapters, so that the next stage meets a plain model. What is quantised stays as it is."""
         if self.config.quantize is None:
             merge(model.vlm)
 
-    def _base(self, number: int) -> str:
+    def _base(self, folder: Path, number: int) -> str:
         """What the adapters of a stage belong to: the stage before, or what the run started from."""
-        if number:
-            return f"../{self.config.stages[number - 1].name}"
-        return published_name(self.config.model) if self.has_name else f"../{BASE}"
+        if number == 0 and self.has_name:
+            return published_name(self.config.model)
+        base = self.output / (self.config.stages[number - 1].name if number else BASE)
+        return Path(os.path.relpath(base, folder)).as_posix()
 
 
 def published_name(name: str) -> str:

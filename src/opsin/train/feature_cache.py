@@ -17,15 +17,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from opsin.errors import ConfigError, TrainError
 from opsin.nn.batch import Batch
 from opsin.nn.vision import VisionTower
 from opsin.nn.vlm import VLM
-from opsin.spec.recipe import Stage
-from opsin.train.objectives import Loss, Objective, next_token_from
-from opsin.train.trainable import Trainable
+from opsin.train.objectives import Loss, Objective, next_token, next_token_from
+from opsin.train.prepare import PreparedStage
 
 FEATURES, CHECKSUM = "features", "crc32"
 
@@ -85,28 +84,43 @@ class FeatureCache:
             ) from None
 
 
-def cached_objective(vlm: VLM, stage: Stage, trainable: Trainable, *, precision: str) -> Objective:
-    """`next_token` that takes features from the stage's cache. Raises ConfigError where the tower trains."""
-    assert stage.cache_features is not None
-    if moving := [name for name in trainable.names if name.startswith("vision.")]:
+def with_cache(objective: Objective, module: nn.Module, prepared: PreparedStage, precision: str) -> Objective:
+    """The objective of a stage, with features from the disk where the stage keeps them.
+
+    Raises ConfigError where features are not the same in every step.
+    """
+    stage = prepared.stage
+    if stage.cache_features is None:
+        return objective
+    if objective is not next_token or not isinstance(module, VLM):
+        raise ConfigError(
+            f"stage {stage.name!r}: cache_features is for next-token training; an objective of your own can pass rows "
+            "to next_token_from"
+        )
+    if moving := [name for name in prepared.trainable.names if name.startswith("vision.")]:
         raise ConfigError(
             f"stage {stage.name!r}: cache_features keeps what the vision tower computes, but the tower trains "
             f"({len(moving)} tensors, such as {moving[0]!r}). Leave one of the two out"
         )
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise ConfigError(
+            f"stage {stage.name!r}: cache_features is for one process. Several that hold parts of a tower must run it "
+            "together, but each would find other tiles in the cache"
+        )
     cache = FeatureCache(
         Path(stage.cache_features.folder),
-        vlm.vision,
+        module.vision,
         max_bytes=stage.cache_features.max_gib * 2**30,
         precision=precision,
     )
 
-    def objective(vlm: VLM, batch: Batch) -> Loss:
+    def cached(vlm: VLM, batch: Batch) -> Loss:
         if batch.patches is None:
             return next_token_from(vlm, batch, rows=None)
         assert batch.grids is not None
         return next_token_from(vlm, batch, rows=vlm.connector(cache.features(batch.patches, batch.grids), batch.grids))
 
-    return objective
+    return cached
 
 
 def _read(file: Path) -> Tensor | None:

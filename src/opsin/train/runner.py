@@ -19,17 +19,16 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from opsin import weights
 from opsin.data.source import Fingerprinted, Source
 from opsin.errors import ConfigError, TrainError
 from opsin.nn.quantize import Bits
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
-from opsin.train.adapters import AdapterStages, add_adapters
+from opsin.train.adapters import StageModels, add_adapters
 from opsin.train.checkpoint import CheckpointStore, Saved, sync
 from opsin.train.config import differences, to_yaml
-from opsin.train.feature_cache import cached_objective
+from opsin.train.feature_cache import with_cache
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
@@ -82,7 +81,7 @@ def train_stage(
         source=source,
     )
     add_adapters(module, prepared, bits=bits)
-    objective = _objective(module, prepared, objective, precision)
+    objective = with_cache(objective, module, prepared, precision)
     loop = _loop(module, prepared, objective, torch.device(device), precision, workers)
     rows = []
     for row in loop.rows():
@@ -132,7 +131,7 @@ class _Run:
         self.output = Path(config.output)
         self.store = CheckpointStore(self.output / "checkpoints", keep=config.checkpoint.keep)
         self.saved = self._open_folder()
-        self.adapters = AdapterStages(config, has_name=model is None and config.init == "model")
+        self.models = StageModels(config, has_name=model is None and config.init == "model")
         self.model = model or start_model(config)
         self.device = choose_device(config.device)
         self.prepared = [
@@ -173,9 +172,9 @@ class _Run:
         """Train one stage to its end, or until a stop is asked for. Returns how many of its steps are done."""
         stage = prepared.stage
         objective = self.objectives.get(stage.name, next_token)
-        self.adapters.begin(number, self.model)
+        self.models.begin(number, self.model)
         add_adapters(self.model.vlm, prepared, bits=self.config.quantize)
-        objective = _objective(self.model.vlm, prepared, objective, self.config.precision)
+        objective = with_cache(objective, self.model.vlm, prepared, self.config.precision)
         loop = _loop(self.model.vlm, prepared, objective, self.device, self.config.precision, self.config.workers)
         if self.saved is not None and self.saved.state["stage"] == number:
             self._restore(loop, self.saved)
@@ -256,19 +255,18 @@ class _Run:
     def _save_model(self, number: int, prepared: PreparedStage) -> None:
         stage, trainable = prepared.stage, prepared.trainable
         folder = self.output / stage.name
-        if stage.lora is not None:
-            self.adapters.finish(number, self.model, trainable)
-            self.reporter.say(f"stage {stage.name!r} is done; its adapter is in {folder}")
-            return
-        weights.save_native(folder, self.model.vlm, self.model.config, self.model.tokenizer)
-        if all(name.startswith("connector.") for name in trainable.names):
+        self.models.save(folder, number, self.model, trainable)
+        self.models.end(self.model)
+        if stage.lora is None and all(name.startswith("connector.") for name in trainable.names):
             connector = {
                 name: tensor.detach().cpu().contiguous()
                 for name, tensor in self.model.vlm.named_parameters()
                 if name.startswith("connector.")
             }
             _write_tensors(folder / CONNECTOR_FILE, connector)
-        self.reporter.say(f"stage {stage.name!r} is done; its model is in {folder}")
+        self.reporter.say(
+            f"stage {stage.name!r} is done; its {'model' if stage.lora is None else 'adapter'} is in {folder}"
+        )
 
     def _open_folder(self) -> Saved | None:
         """Make the run's folder, or find where the run in it stands. Raises TrainError for a folder of other things."""
@@ -305,18 +303,6 @@ def choose_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device {name!r} is none that torch knows; auto, cpu and cuda are") from None
-
-
-def _objective(module: nn.Module, prepared: PreparedStage, objective: Objective, precision: Precision) -> Objective:
-    """The objective of a stage, with features of the tower from the disk where the stage keeps them."""
-    if prepared.stage.cache_features is None:
-        return objective
-    if objective is not next_token or not isinstance(module, VLM):
-        raise ConfigError(
-            f"stage {prepared.stage.name!r}: cache_features is for next-token training; an objective of your own can "
-            "pass rows to next_token_from"
-        )
-    return cached_objective(module, prepared.stage, prepared.trainable, precision=precision)
 
 
 def _loop(
