@@ -220,30 +220,60 @@ def test_a_fused_layer_of_an_adapter_stays_of_its_rank(folders, tmp_path) -> Non
     assert torch.equal(again[f"{place}lora_B.weight"], b)
 
 
-def test_llavas_second_file_is_read_and_its_pickle_is_not(tmp_path) -> None:
+@pytest.fixture
+def authors_folder(tmp_path: Path) -> tuple[Path, Model]:
+    """What LLaVA's code leaves behind: config.json of the whole, adapters of a Vicuna, the projector apart."""
     model = tiny("llava-1.5-tiny")
-    weights.save_native(tmp_path / "base", model.vlm, model.config)
+    weights.export(tmp_path / "whole", model, layout="original")
+    state = load_file(tmp_path / "whole" / "model.safetensors")
+    (tmp_path / "vicuna").mkdir()
+    language = {name: value for name, value in state.items() if name.startswith(("model.layers", "model.norm"))}
+    language |= {name: state[name] for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    save_file(language, tmp_path / "vicuna" / "model.safetensors")
+    (tmp_path / "vicuna" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    tower = {
+        name.removeprefix("model.vision_tower.vision_tower."): value
+        for name, value in state.items()
+        if "vision_tower" in name
+    }
+    (tmp_path / "clip").mkdir()
+    save_file(tower, tmp_path / "clip" / "model.safetensors")
+
     lora = Lora(rank=2, alpha=4)
     adapt(model, lora)
-    save_adapter(tmp_path / "adapter", model, lora, base="../base")
+    shake(model, [name for name, _ in model.vlm.named_parameters() if name.startswith("connector.")])
+    folder = tmp_path / "adapter"
+    save_adapter(folder, model, lora, base=str(tmp_path / "vicuna"))
+    theirs = {name.replace("model.model.language_model.", "model.model."): v for name, v in _stored(folder).items()}
+    save_file(theirs, folder / "adapter_model.safetensors")
     others = {
-        f"base_model.model.model.mm_projector.{place}.{kind}": torch.ones_like(
-            model.vlm.get_parameter(f"connector.layers.{layer}.{kind}")
-        )
-        for layer, place in ((0, 0), (1, 2))
-        for kind in ("weight", "bias")
+        f"base_model.model.model.mm_projector.{2 * layer}.{kind}": tensor.detach()
+        for layer in (0, 1)
+        for kind, tensor in model.vlm.connector.layers[layer].named_parameters()
     }
-    file = tmp_path / "adapter" / "adapter_model.safetensors"
-    theirs = {
-        name.replace("model.model.language_model.", "model.model."): value for name, value in load_file(file).items()
-    }
-    save_file(theirs, file)
-    save_file(others, tmp_path / "adapter" / "non_lora_trainables.safetensors")
-    loaded = weights.load(tmp_path / "adapter").vlm
-    assert (loaded.connector.layers[1].weight == 1).all()
-    (tmp_path / "adapter" / "non_lora_trainables.safetensors").rename(tmp_path / "adapter" / "non_lora_trainables.bin")
+    save_file(others, folder / "non_lora_trainables.safetensors")
+    (folder / "config.json").write_text((tmp_path / "whole" / "config.json").read_text())
+    return folder, model
+
+
+def _stored(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_what_llavas_own_lora_runs_write_is_read(authors_folder, tmp_path) -> None:
+    folder, model = authors_folder
+    loaded = weights.load(folder, tower=tmp_path / "clip")
+    merge(model.vlm)
+    for name, tensor in loaded.vlm.state_dict().items():
+        torch.testing.assert_close(tensor, model.vlm.state_dict()[name], atol=1e-6, rtol=1e-6)
+    assert weights.describe(str(folder)) == loaded.config
+    file = folder / "non_lora_trainables.safetensors"
+    file.rename(folder / "non_lora_trainables.bin")
     with pytest.raises(WeightError, match=r"Python pickles only \(non_lora_trainables.bin\)"):
-        weights.load(tmp_path / "adapter")
+        weights.load(folder, tower=tmp_path / "clip")
+    (folder / "non_lora_trainables.bin").unlink()
+    with pytest.raises(WeightError, match=r"lacks 4 tensors that its base has not either, such as connector"):
+        weights.load(folder, tower=tmp_path / "clip")
 
 
 def test_the_largest_whole_modules_are_named() -> None:

@@ -29,8 +29,8 @@ def merge(
         opsin merge llava-hf/llava-1.5-7b-hf runs/lora/tune merged-hf --to hf
     """
     from opsin import weights
+    from opsin.weights.adapted import merge_adapter
     from opsin.weights.hub import locate
-    from opsin.weights.loader import merge_adapter
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty; name a new folder")

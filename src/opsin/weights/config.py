@@ -29,7 +29,7 @@ def describe(name: str, *, revision: str | None = None) -> VLMConfig:
     if is_preset(name):
         return preset(name).config
     located = locate(name, revision=revision)
-    while (base := adapter_base(located)) is not None:
+    while not (located.folder / "config.json").is_file() and (base := adapter_base(located)) is not None:
         located = locate(base)
     return read_config(located)[0]
 

@@ -9,7 +9,7 @@ stays beside its other form.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -18,19 +18,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from opsin.errors import ConfigError, OpsinError, TokenizerError, WeightError
+from opsin.errors import ConfigError, TokenizerError, WeightError
 from opsin.families import Family, chat, family_of
-from opsin.nn.lora import merge
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.qformer import QFormerConfig
 from opsin.spec.rules import Layout
 from opsin.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from opsin.weights.account import Account, account, choose_layout, raise_problems
-from opsin.weights.adapter import load_adapter
 from opsin.weights.config import adapter_base, read_config, read_json
 from opsin.weights.files import Entry, read_headers
-from opsin.weights.hub import Located, locate
+from opsin.weights.hub import locate
 from opsin.weights.init import on_meta
 from opsin.weights.rules import identity, piece_of
 
@@ -115,22 +113,19 @@ def load(
     """
     located = locate(str(name), revision=revision)
     if (base := adapter_base(located)) is not None:
-        try:
-            model = load(
-                base,
-                dtype=dtype,
-                device=device,
-                tower=tower,
-                language=language,
-                tokenizer=tokenizer,
-                chat_format=chat_format,
-                unmapped=unmapped,
-            )
-        except OpsinError as error:
-            raise type(error)(
-                f"the adapter {located.label} belongs to {base}, which cannot be loaded: {error}"
-            ) from None
-        return merge_adapter(model, located)
+        from opsin.weights.adapted import load_adapted  # which loads the base model with this function
+
+        return load_adapted(
+            located,
+            base,
+            dtype=dtype,
+            device=device,
+            tower=tower,
+            language=language,
+            tokenizer=tokenizer,
+            chat_format=chat_format,
+            unmapped=unmapped,
+        )
     config, hub = read_config(located)
     if chat_format is not None:
         config = config.replace(chat=chat(chat_format))
@@ -177,14 +172,6 @@ def load(
         or (dict(located.preset.generation) if located.preset else {}),
         tokenizer_folder=tokenizer or located.folder,
     )
-
-
-def merge_adapter(model: Model, located: Located) -> Model:
-    """A model with the adapter of a folder merged into it, in place, and that folder's tokenizer if it has one."""
-    load_adapter(model.vlm, located.folder, model.family.layouts(model.config), label=located.label)
-    merge(model.vlm)
-    has_own = has_tokenizer(located.folder)
-    return replace(model, name=located.label, tokenizer_folder=located.folder if has_own else model.tokenizer_folder)
 
 
 def load_part(vlm: VLM, part: Part, source: str | Path) -> None:
