@@ -15,16 +15,16 @@ from opsin.cli.app import run as opsin
 from opsin.collate import pad
 from opsin.encode import Encoded, Encoder
 from opsin.errors import ConfigError, WeightError
+from opsin.families.blip2 import TINY_T5
 from opsin.nn.lora import adapted, attach, find_targets, merge
 from opsin.spec.lora import Lora
 from opsin.text.messages import Conversation, user
 from opsin.verify.theirs import CLASSES, class_name, to_tiles
 from opsin.weights import Model
-from opsin.weights.adapter import load_adapter
 from opsin.weights.adapter_exporter import save_adapter, whole_modules
 from weights.folders import edit_json, published, tiny
 
-IDS = ("llava-1.5-tiny", "llava-next-tiny", "qwen2-vl-tiny", "internvl-1.5-tiny", "blip2-tiny")
+IDS = ("llava-1.5-tiny", "llava-next-tiny", "qwen2-vl-tiny", "internvl-1.5-tiny", "blip2-tiny", "blip2-t5-tiny")
 EVERYTHING = ("vision", "connector", "decoder")
 
 
@@ -33,7 +33,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder in transformers' layout of every family that it has."""
     place = tmp_path_factory.mktemp("published")
     toys.tokenizer_folder(place / "tokenizer")
-    return {id: published(place / id, id) for id in IDS}
+    weights.export(place / IDS[-1], Model(vlm=weights.build(TINY_T5, seed=1), config=TINY_T5, name=IDS[-1]))
+    return {id: published(place / id, id) for id in IDS[:-1]} | {IDS[-1]: place / IDS[-1]}
 
 
 def sample(folder: Path, model: Model) -> Encoded:
@@ -45,8 +46,8 @@ def sample(folder: Path, model: Model) -> Encoded:
 
 @torch.no_grad()
 def our_logits(model: Model, sample: Encoded) -> Tensor:
-    """(T, V)"""
-    return model.vlm.logits(model.vlm.hidden(pad([sample])))[0]
+    """(T, V); of an encoder-decoder, the decoder's."""
+    return model.vlm.logits(model.vlm.hidden(pad([sample])))[0, sample.encoder_length :]
 
 
 @torch.no_grad()
@@ -56,6 +57,9 @@ def their_logits(theirs: Any, name: str, model: Model, sample: Encoded) -> Tenso
     inputs = CLASSES[name].inputs(sample.images[0], to_tiles(sample.images[0], model.config.vision), ids)
     if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"][:, sample.slots] = 1
+    if sample.encoder_length:
+        inputs["decoder_input_ids"] = ids[:, sample.encoder_length :]
+        ids = ids[:, : sample.encoder_length]
     return theirs(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
 
 
@@ -116,6 +120,7 @@ def test_an_adapter_of_peft_gives_the_same_logits_here(folders, tmp_path, id) ->
     connector = {
         "qwen2-vl-tiny": "model.visual.merger",
         "blip2-tiny": "language_projection",
+        "blip2-t5-tiny": "language_projection",
     }.get(id, "model.multi_modal_projector")
     # All that PEFT adapts by itself, ranks and alphas of some layers their own; the connector as a whole.
     config = peft.LoraConfig(
@@ -136,7 +141,7 @@ def test_an_adapter_of_peft_gives_the_same_logits_here(folders, tmp_path, id) ->
     model = weights.load(folders[id])
     given = sample(folders[id].parent, model)
     before = our_logits(model, given)
-    found = load_adapter(model.vlm, tmp_path / "adapter", model.family.layouts(model.config))
+    found = weights.load_adapter(model, tmp_path / "adapter")
     assert len(found.whole) in (2, 4, 6)
     ours = our_logits(model, given)
     assert (ours - before).abs().max() > 1e-2
@@ -213,7 +218,7 @@ def test_a_fused_layer_of_an_adapter_stays_of_its_rank(folders, tmp_path) -> Non
     save_file({f"{place}lora_A.weight": a, f"{place}lora_B.weight": b}, tmp_path / "one" / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "base_model_name_or_path": "x"}
     (tmp_path / "one" / "adapter_config.json").write_text(json.dumps(settings))
-    weights.load_adapter(model.vlm, tmp_path / "one", model.family.layouts(model.config))
+    weights.load_adapter(model, tmp_path / "one")
     save_adapter(tmp_path / "two", model, Lora(rank=3, alpha=6))
     again = load_file(tmp_path / "two" / "adapter_model.safetensors")
     assert torch.equal(again[f"{place}lora_A.weight"], a)

@@ -10,7 +10,6 @@ A layer keeps its place and the names of its tensors; `lora_A` and `lora_B`, nam
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from opsin.errors import ConfigError, nearest
 from opsin.spec.lora import Lora
+from opsin.spec.recipe import matches
 
 A, B = "lora_A", "lora_B"
 UNREACHED = ("vision.patch", "decoder.head")
@@ -70,7 +70,7 @@ def find_targets(module: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
     known = [name for name in _linear_names(module) if name not in UNREACHED]
     chosen: set[str] = set()
     for pattern in patterns:
-        found = [n for n in known if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)]
+        found = [name for name in known if matches(name, pattern)]
         if not found:
             why = " (its weight is read without the layer being called)" if pattern in UNREACHED else ""
             raise ConfigError(
@@ -146,7 +146,9 @@ def merge(module: nn.Module) -> tuple[str, ...]:
 def detach(module: nn.Module) -> None:
     """Take every adapter away: the model is what it was without."""
     for name, layer in adapted(module).items():
-        assert isinstance(layer, LoRALinear)
+        if not isinstance(layer, LoRALinear):  # quantised
+            del layer.lora_A, layer.lora_B
+            continue
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         plain.weight, plain.bias = layer.weight, layer.bias
         replace_layer(module, name, plain.train(layer.training))

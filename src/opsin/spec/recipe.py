@@ -1,5 +1,6 @@
 """A training run as one value: what is trained in which stage, on which data, and how."""
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -201,3 +202,8 @@ class RunConfig(Spec):
 
 MACHINE_KEYS = ("output", "device", "workers", "checkpoint", "log_every")
 """Settings that may change when a run goes on: they say where and how it is run, not what is computed."""
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a tensor's or layer's name is meant by a part name or a glob."""
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)

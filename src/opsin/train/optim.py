@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from opsin.errors import ConfigError, TrainError
-from opsin.spec.recipe import Muon, OptimConfig, Schedule
-from opsin.train.trainable import matches
+from opsin.spec.recipe import Muon, OptimConfig, Schedule, matches
 
 NOT_HIDDEN = (".decoder.embed.", ".decoder.head.", ".vision.patch.", ".vision.positions")
 """Parts of names of matrices that Muon leaves to AdamW: they face tokens or pixels, not hidden states."""

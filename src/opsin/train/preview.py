@@ -8,6 +8,7 @@ from torch import nn
 from opsin.data.feed import Feed
 from opsin.errors import OpsinError
 from opsin.nn.lora import attach, detach
+from opsin.nn.quantize import quantize
 from opsin.spec.model import VLMConfig
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
@@ -36,6 +37,8 @@ def preview(config: RunConfig) -> Iterator[str]:
         idle = idle_tensors(module, stage_config(model, stage))
         trainable = choose(module, stage.trainable, idle=idle, lora=stage.lora)
         if stage.lora is not None:
+            if config.quantize is not None:
+                quantize(module, config.quantize, keep=trainable.names)
             attach(module, stage.lora, trainable.targets)
         yield from describe_trainable(module, trainable)
         yield f"weights, gradients and optimizer take {_state_bytes(module, stage, trainable) / 2**30:,.2f} GiB"
@@ -73,6 +76,7 @@ def _state_bytes(module: nn.Module, stage: Stage, trainable: Trainable) -> int:
     parameters = dict(module.named_parameters())
     trained = {name: parameters[name] for name in trainable.names}
     total = BYTES_FROZEN * sum(p.numel() for name, p in parameters.items() if name not in trained)
+    total += sum(buffer.nbytes for buffer in module.buffers())
     for group in make_groups(trained, stage.optim):
         total += BYTES_TRAINED[group.algorithm] * sum(trained[name].numel() for name in group.names)
     return total

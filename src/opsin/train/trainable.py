@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -10,7 +9,7 @@ from opsin.errors import ConfigError, TrainError, nearest
 from opsin.nn.lora import A, B, find_targets
 from opsin.spec.lora import Lora
 from opsin.spec.model import VLMConfig
-from opsin.spec.recipe import PARTS
+from opsin.spec.recipe import PARTS, matches
 
 PICTURE_PARTS = ("vision.", "connector.", "newline")
 """Beginnings of tensors that take part only where there is a picture."""
@@ -70,11 +69,6 @@ def choose(
 
 def _adapter_names(targets: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{target}.{own}.weight" for target in targets for own in (A, B))
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a tensor's name is meant by a part name or a glob."""
-    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
 
 
 def idle_tensors(module: nn.Module, config: VLMConfig) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from opsin.lazy import lookup
 
 if TYPE_CHECKING:
-    from opsin.weights.adapter import load_adapter as load_adapter
+    from opsin.weights.adapted import load_adapter as load_adapter
     from opsin.weights.adapter_exporter import save_adapter as save_adapter
     from opsin.weights.config import describe as describe
     from opsin.weights.exporter import ExportReport as ExportReport
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "resolve": "hub",
     "describe": "config",
-    "load_adapter": "adapter",
+    "load_adapter": "adapted",
     "save_adapter": "adapter_exporter",
     "build": "init",
     "initialise": "init",

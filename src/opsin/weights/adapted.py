@@ -13,7 +13,7 @@ from opsin.families import chat, family_of
 from opsin.nn.lora import merge
 from opsin.text.tokenizer import has_tokenizer
 from opsin.weights.account import raise_problems
-from opsin.weights.adapter import OTHERS, load_adapter
+from opsin.weights.adapter import OTHERS, Adapter, apply_adapter, read_adapter
 from opsin.weights.config import describe, read_config
 from opsin.weights.hub import Located, locate
 from opsin.weights.init import on_meta
@@ -28,7 +28,7 @@ def load_adapted(located: Located, base: str, **options: Any) -> Model:
     """
     missing: tuple[str, ...] = ()
     try:
-        if not (located.folder / "config.json").is_file() or is_model(base):
+        if not (located.folder / "config.json").is_file() or _is_model(base):
             model = load(base, **options)
         else:
             model, missing = _around_language_model(located, **{**options, "language": options["language"] or base})
@@ -37,12 +37,17 @@ def load_adapted(located: Located, base: str, **options: Any) -> Model:
     return merge_adapter(model, located, missing=missing)
 
 
+def load_adapter(model: Model, name: str | Path) -> Adapter:
+    """Put the adapter of a folder or repository beside the weights of a model, in place; `nn.lora.merge` adds it."""
+    return _attach(model, locate(str(name)))
+
+
 def merge_adapter(model: Model, located: Located, *, missing: Collection[str] = ()) -> Model:
     """A model with the adapter of a folder merged into it, in place, and that folder's tokenizer if it has one.
 
     missing: tensors that the model does not have yet, and that have to come with the adapter.
     """
-    adapter = load_adapter(model.vlm, located.folder, model.family.layouts(model.config), label=located.label)
+    adapter = _attach(model, located)
     if left := [name for name in missing if name not in adapter.whole]:
         raise WeightError(
             f"{located.label} lacks {len(left)} tensors that its base has not either, such as {left[0]}. LLaVA's "
@@ -53,7 +58,13 @@ def merge_adapter(model: Model, located: Located, *, missing: Collection[str] = 
     return replace(model, name=located.label, tokenizer_folder=located.folder if has_own else model.tokenizer_folder)
 
 
-def is_model(name: str) -> bool:
+def _attach(model: Model, located: Located) -> Adapter:
+    adapter = read_adapter(located.folder, model.vlm, model.family.layouts(model.config), label=located.label)
+    apply_adapter(model.vlm, adapter)
+    return adapter
+
+
+def _is_model(name: str) -> bool:
     """Whether a name leads to a model of a family here, and not to a part of one."""
     try:
         describe(name)

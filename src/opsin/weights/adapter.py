@@ -67,12 +67,11 @@ class Adapter:
     dropout: float
 
 
-def read_adapter(folder: Path, vlm: VLM, layouts: Iterable[Layout], *, label: str = "") -> Adapter:
+def read_adapter(folder: Path, vlm: VLM, layouts: Iterable[Layout], *, label: str) -> Adapter:
     """The adapter in a folder, every tensor of it matched with the model. Raises one WeightError for all that is not.
 
     layouts: the published ones of the model.
     """
-    label = label or str(folder)
     settings = _read_settings(folder, label)
     stored = _read_stored(folder, label)
     shapes = {name: tuple(tensor.shape) for name, tensor in vlm.state_dict().items()}
@@ -129,13 +128,6 @@ def apply_adapter(vlm: VLM, adapter: Adapter) -> None:
     own = dict(vlm.named_parameters())
     for name, tensor in adapter.whole.items():
         own[name].copy_(tensor)
-
-
-def load_adapter(vlm: VLM, folder: str | Path, layouts: Iterable[Layout], *, label: str = "") -> Adapter:
-    """Read an adapter and put it onto the model."""
-    adapter = read_adapter(Path(folder), vlm, layouts, label=label)
-    apply_adapter(vlm, adapter)
-    return adapter
 
 
 def _read_settings(folder: Path, label: str) -> dict[str, Any]:
