@@ -17,6 +17,7 @@ from opsin.encode import Encoded, Encoder
 from opsin.errors import ConfigError, WeightError
 from opsin.families.blip2 import TINY_T5
 from opsin.nn.lora import adapted, attach, find_targets, merge
+from opsin.nn.quantize import quantize
 from opsin.spec.lora import Lora
 from opsin.text.messages import Conversation, user
 from opsin.verify.theirs import CLASSES, class_name, to_tiles
@@ -353,3 +354,15 @@ def test_models_with_adapters_are_not_saved_as_plain_ones(tmp_path) -> None:
         weights.save_native(tmp_path / "model", model.vlm, model.config)
     with pytest.raises(ConfigError, match="has an adapter of rank 2; merge it before one of 3 is added"):
         attach(model.vlm, Lora(rank=3, alpha=4), find_targets(model.vlm, ["decoder"]))
+
+
+def test_an_adapter_goes_beside_quantised_weights_and_never_over_another(broken) -> None:
+    base = broken.parent / "base"
+    model, merged = weights.load(base), weights.load(broken)
+    quantize(model.vlm, "int8")
+    weights.load_adapter(model, broken)
+    layer, whole = model.vlm.decoder.layers[0].attn.q, merged.vlm.decoder.layers[0].attn.q
+    x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(0))
+    assert (layer(x) - whole(x)).norm() < 0.02 * whole(x).norm()
+    with pytest.raises(WeightError, match="has an adapter already; merge it before"):
+        weights.load_adapter(model, broken)

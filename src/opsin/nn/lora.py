@@ -36,7 +36,9 @@ class WithLoRA(nn.Module):
 
     def low_rank(self, x: Tensor) -> Tensor:
         """What the adapter adds. x: (..., in) -> (..., out)."""
-        x = F.dropout(x.to(self.lora_A.weight.dtype), self.lora_dropout, self.training)
+        if not torch.is_autocast_enabled(x.device.type):  # which chooses the dtype itself
+            x = x.to(self.lora_A.weight.dtype)
+        x = F.dropout(x, self.lora_dropout, self.training)
         return self.lora_B(self.lora_A(x)) * self.lora_scale
 
 

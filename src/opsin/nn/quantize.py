@@ -9,6 +9,7 @@ lets them go; the backward pass restores them again, so that no restored layer w
 """
 
 from collections.abc import Collection
+from functools import cache
 from math import gcd
 from typing import Any, Literal
 
@@ -65,9 +66,7 @@ class QuantizedLinear(WithLoRA):
         """The weight (out, in), restored."""
         if self.bits == "int8":
             return self.codes.to(dtype) * self.scales.to(dtype)
-        values = torch.tensor(NF4 if self.bits == "nf4" else range(16), dtype=dtype, device=self.codes.device)
-        # Both weights of a byte by one lookup.
-        pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=1)
+        pairs = _pairs(self.bits, dtype, self.codes.device)
         grouped = F.embedding(self.codes.int(), pairs).view(*self.scales.shape[:2], -1)
         weight = grouped * self.scales.to(dtype)
         if self.lowest is not None:
@@ -114,6 +113,14 @@ def quantize(module: nn.Module, bits: Bits, *, keep: Collection[str] = ()) -> in
     for parameter in module.parameters():
         parameter.data = parameter.data.float()
     return count
+
+
+@cache
+def _pairs(bits: Bits, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(256, 2): both values that a byte stands for, so that one lookup gives them."""
+    with torch.inference_mode(False):
+        values = torch.tensor(NF4 if bits == "nf4" else range(16), dtype=dtype, device=device)
+        return torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=1)
 
 
 def _four_bits(groups: Tensor, bits: Bits) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -50,7 +50,8 @@ class StageModels:
         if lora is None:
             weights.save_native(folder, model.vlm, model.config, model.tokenizer)
             return
-        whole = [name for name in trainable.names if name in trainable.merged]
+        plain = set(trainable.merged)
+        whole = [name for name in trainable.names if name in plain]
         weights.save_adapter(folder, model, lora, base=self._base(folder, number), trained=whole)
 
     def end(self, model: Model) -> None:

@@ -24,12 +24,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from opsin.errors import WeightError
-from opsin.nn.lora import A, B, attach_one, find_targets
+from opsin.nn.lora import A, B, adapted, attach_one, find_targets
 from opsin.nn.vlm import VLM
 from opsin.spec.lora import Lora
 from opsin.spec.rules import Layout
 from opsin.weights.config import ADAPTER, read_json
 from opsin.weights.files import pickles_refused
+from opsin.weights.init import on_meta
 from opsin.weights.rules import Renamer, identity, piece_of
 
 TENSORS, OTHERS = "adapter_model", "non_lora_trainables"
@@ -74,7 +75,7 @@ def read_adapter(folder: Path, vlm: VLM, layouts: Iterable[Layout], *, label: st
     """
     settings = _read_settings(folder, label)
     stored = _read_stored(folder, label)
-    shapes = {name: tuple(tensor.shape) for name, tensor in vlm.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in on_meta(vlm.config).state_dict().items()}
     pairs = {name.removesuffix(f".{A}.weight") for name in stored if name.endswith(f".{A}.weight")}
     plain = [name for name in stored if not name.endswith((f".{A}.weight", f".{B}.weight"))]
     wanted = [*(f"{layer}.weight" for layer in pairs), *plain]
@@ -121,6 +122,8 @@ def read_adapter(folder: Path, vlm: VLM, layouts: Iterable[Layout], *, label: st
 @torch.no_grad()
 def apply_adapter(vlm: VLM, adapter: Adapter) -> None:
     """Put an adapter onto the model, in place. The layers keep their weights; `nn.lora.merge` adds the two."""
+    if adapted(vlm):
+        raise WeightError(f"this model has an adapter already; merge it before {adapter.label} is added")
     for name, factors in adapter.factors.items():
         layer = attach_one(vlm, name, rank=len(factors.a), scale=factors.scale, dropout=adapter.dropout)
         layer.lora_A.weight.copy_(factors.a)
