@@ -373,11 +373,8 @@ def measure(size: str, dtype: str, folder: Path, threads: int, say: Callable[[st
         for number in range(sizes.rounds):
             note("load", "ms", {k: v["seconds"] for k, v in pair.both(phase="load").items()}, 1e3)
             packed = pair.ask("opsin", phase="ready")["seconds"] * 1e3 - rows["load"].opsin[-1]
-            if dtype != "float32":
-                rows.setdefault(
-                    "lay out for the CPU, once", Measured(size, dtype, "lay out for the CPU, once", "ms", [], [])
-                )
-                rows["lay out for the CPU, once"].opsin.append(max(packed, 0.0))
+            layout = "lay out for the CPU, once"
+            rows.setdefault(layout, Measured(size, dtype, layout, "ms", [], [])).opsin.append(max(packed, 0.0))
             for batch in (1, 8):
                 if number == 0:
                     warm = pair.both(phase="answer", batch=batch)

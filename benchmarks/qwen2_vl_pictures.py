@@ -112,7 +112,7 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     rows = []
     for text in options.sizes:
         width, height = map(int, text.split("x"))

@@ -1,6 +1,7 @@
 """Small stand-ins that tests share: a byte-level tokenizer, pictures drawn from a seed."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,14 @@ CONTROLS = (
 )
 
 
-def tokenizer_folder(folder: Path) -> Path:
+def tokenizer_folder(folder: Path, *, controls: Sequence[str] = CONTROLS) -> Path:
     """A folder with a tokenizer.json that spells every text byte by byte: control tokens first, then 256 bytes."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate((*CONTROLS, *letters))}
+    vocabulary = {token: index for index, token in enumerate((*controls, *letters))}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(CONTROLS))
+    tokenizer.add_special_tokens(list(controls))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"}))

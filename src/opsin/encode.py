@@ -4,25 +4,40 @@ Text, pictures and the model's description meet here only. Everything that later
 taught, which row fills it, where does it come from) is decided here, once, and carried along as data.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opsin.errors import MediaError, MessageError, OpsinError
-from opsin.media.image import DEFAULT_LIMITS, ImageMode, Limits, check_plan, open_image
+from opsin.media.image import DEFAULT_LIMITS, ImageMode, Limits, check_plan, image_size, open_image
 from opsin.media.prepare import Kernels, PreparedImage, prepare, prepare_video
 from opsin.media.video import Video, open_video
 from opsin.spec.model import VLMConfig
-from opsin.spec.plan import ImagePlan
+from opsin.spec.native import Native
+from opsin.spec.plan import ImagePlan, Size
 from opsin.spec.positions import token_positions
 from opsin.text.messages import Conversation
+from opsin.text.objects import spell
 from opsin.text.render import ControlSpan, ImageSpan, Span, render
-from opsin.text.tokenise import tokenise
+from opsin.text.tokenise import TokenisedText, tokenise
 from opsin.text.tokenizer import Tokenizer
 
 Mode = Literal["prompt", "train"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How long a conversation is, which can be known without decoding what it shows."""
+
+    num_tokens: int
+    num_image_tokens: int
+    """Tokens that pictures and videos take."""
+    num_supervised: int
+    """Tokens that training teaches; the first token of all, which nothing comes before, does not count."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,6 +81,11 @@ class Encoded:
         """Tokens that training teaches."""
         return int(self.supervised.sum())
 
+    @property
+    def measure(self) -> Measure:
+        """Its length in numbers."""
+        return Measure(self.num_tokens, self.num_image_tokens, int(self.supervised[1:].sum()))
+
 
 class Encoder:
     """Encodes conversations for one model: the same object in chat, training, evaluation and serving."""
@@ -99,24 +119,39 @@ class Encoder:
         except OpsinError as error:
             if not conversation.id:
                 raise
-            raise type(error)(f"conversation {conversation.id!r}: {error}") from None
+            raise error.within(f"conversation {conversation.id!r}") from None
+
+    def measure(self, conversation: Conversation, sizes: Sequence[Size], *, mode: Mode = "train") -> Measure:
+        """What `encode` would give, in numbers. sizes: of its pictures. Videos are opened, but not decoded.
+
+        Raises like `encode`, except for what only decoding shows and for `max_positions`.
+        """
+        _, text, shown = self._read(conversation, mode, lambda index: sizes[index])
+        num_slots = 0
+        for _, span in shown:
+            if span.kind == "video":
+                source, limits = conversation.videos[span.index], self.limits
+                plan = self._plan_video(open_video(source, mode=self.image_mode, limits=limits, name="video"))
+            else:
+                plan = self._plan_image(sizes[span.index], f"image {span.index + 1}", conversation)
+            num_slots += plan.num_slots
+        return Measure(len(text.ids) - len(shown) + num_slots, num_slots, sum(text.supervised[1:]))
 
     def prepare_image(self, conversation: Conversation, index: int) -> tuple[PreparedImage, tuple[str, ...]]:
         """Open, plan and prepare picture `index` of the conversation; notes say what was done on the way in."""
         picture = open_image(
             conversation.images[index], mode=self.image_mode, limits=self.limits, name=f"image {index + 1}"
         )
-        try:
-            plan = self.config.plan(picture.size, num_images=len(conversation.images))
-        except OpsinError as error:
-            raise type(error)(f"{picture.name}: {error}") from None
-        check_plan(plan, self.limits, picture.name)
+        notes = picture.notes
+        if conversation.max_pixels is not None and not isinstance(self.config.resolution, Native):
+            notes += (f"its max_pixels, {conversation.max_pixels}, does not count: this model sets sizes itself",)
+        plan = self._plan_image(picture.size, picture.name, conversation)
         if self.pixels == "exact":
-            return prepare(picture, plan, self.config.vision), picture.notes
+            return prepare(picture, plan, self.config.vision), notes
         from opsin.nn.pixels import FAST_ERROR, Pixels
 
         prepared = prepare(picture, plan, self.config.vision, kernels=Pixels("pillow"))
-        return prepared, (*picture.notes, f"{picture.name} is resized in the fast way: {FAST_ERROR}")
+        return prepared, (*notes, f"{picture.name} is resized in the fast way: {FAST_ERROR}")
 
     def prepare_video(self, conversation: Conversation, index: int) -> tuple[PreparedImage, tuple[str, ...]]:
         """Open and plan video `index` of the conversation, decode the frames that are shown, and prepare them."""
@@ -134,12 +169,28 @@ class Encoder:
             shown += f", from {video.times[plan.frames[0]]:.2f} s to {video.times[plan.frames[-1]]:.2f} s"
         return prepared, (*video.notes, shown)
 
+    def _plan_image(self, size: Size, name: str, conversation: Conversation) -> ImagePlan:
+        config = self.config
+        try:
+            if conversation.max_pixels is not None and isinstance(config.resolution, Native):
+                config = _shrunk(config, config.resolution, conversation.max_pixels)
+            plan = config.plan(size, num_images=len(conversation.images))
+        except OpsinError as error:
+            raise type(error)(f"{name}: {error.message}", kind=error.kind or "media_ratio", fix=error.fix) from None
+        check_plan(plan, self.limits, name)
+        return plan
+
+    def _size(self, conversation: Conversation, index: int) -> Size:
+        """Size of picture `index`, which boxes on it count from, as it will be opened."""
+        source = conversation.images[index]
+        return image_size(source, mode=self.image_mode, limits=self.limits, name=f"image {index + 1}")
+
     def _plan_video(self, video: Video) -> ImagePlan:
         """The plan of a video, checked before its frames are decoded, which takes much longer."""
         try:
             plan = self.config.plan_video(video.size, num_frames=video.num_frames, rate=video.rate)
         except OpsinError as error:
-            raise type(error)(f"{video.name}: {error}") from None
+            raise error.within(video.name) from None
         check_plan(plan, self.limits, video.name)
         if len(plan.frames) > self.limits.max_shown_frames:
             raise MediaError(
@@ -153,11 +204,19 @@ class Encoder:
             )
         return plan
 
-    def _encode(self, conversation: Conversation, mode: Mode) -> Encoded:
-        spans = render(self.config.chat, conversation.messages, mode=mode)
+    def _read(
+        self, conversation: Conversation, mode: Mode, size_of: Callable[[int], Size]
+    ) -> tuple[list[Span], TokenisedText, list[tuple[int, ImageSpan]]]:
+        """Spans, tokens, and what is shown with its place among the tokens. size_of: of pictures that have boxes."""
+        chat = self.config.chat
+        spans = render(chat, spell(conversation.messages, chat.grounding, size_of), mode=mode)
         text = tokenise(spans, self.tokenizer)
         shown = [(entry, span) for entry, _ in text.images if isinstance(span := spans[text.spans[entry]], ImageSpan)]
         _check_marks(conversation, [span for _, span in shown])
+        return spans, text, shown
+
+    def _encode(self, conversation: Conversation, mode: Mode) -> Encoded:
+        spans, text, shown = self._read(conversation, mode, partial(self._size, conversation))
         opened = [
             (self.prepare_image if span.kind == "image" else self.prepare_video)(conversation, span.index)
             for _, span in shown
@@ -172,7 +231,8 @@ class Encoder:
             raise MessageError(
                 f"the conversation takes {total} tokens ({total - num_image} of text, {num_image} of {len(images)} "
                 f"pictures), but the model was trained for {self.config.decoder.max_positions}. Shorten the text or "
-                "leave out pictures."
+                "leave out pictures.",
+                kind="too_long",
             )
         # Expand each picture's one entry to its slots; everything else keeps its one place.
         is_image = np.zeros(len(text.ids), np.bool_)
@@ -197,6 +257,12 @@ class Encoder:
             name=conversation.id,
             notes=tuple(note for _, notes in opened for note in notes),
         )
+
+
+def _shrunk(config: VLMConfig, resolution: Native, max_pixels: int) -> VLMConfig:
+    """The description with a lower bound for its pictures."""
+    most = min(max_pixels, resolution.max_pixels)
+    return config.model_copy(update={"resolution": resolution.replace(max_pixels=most)})
 
 
 def _begins_decoder(span: Span) -> bool:

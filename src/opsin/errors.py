@@ -6,10 +6,21 @@ without a traceback. Our own mistakes are `assert`s.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Self
 
 
 class OpsinError(ValueError):
     """Base of every error that a user can cause."""
+
+    def __init__(self, message: str = "", *, kind: str = "", fix: str = "") -> None:
+        """kind: what is wrong, in a word that stays the same whatever the message says. fix: what to do, which the
+        text ends with."""
+        super().__init__(f"{message}; {fix}" if fix else message)
+        self.message, self.kind, self.fix = message, kind, fix
+
+    def within(self, place: str) -> Self:
+        """The same error, told from one level higher."""
+        return type(self)(f"{place}: {self.message}", kind=self.kind, fix=self.fix)
 
 
 class ConfigError(OpsinError):

@@ -1,6 +1,8 @@
 """A model folder, pictures good and bad, and a way to run the command line in this process."""
 
+import io
 import struct
+import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,3 +92,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.jpg").write_bytes((folder / "tall.jpg").read_bytes()[:700])
     (folder / "folder.png").mkdir()
     return folder
+
+
+@pytest.fixture
+def converse(opsin, monkeypatch):
+    """Run `opsin chat` with lines piped in."""
+
+    def call(lines, *arguments):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        return opsin("chat", *arguments)
+
+    return call

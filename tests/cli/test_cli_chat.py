@@ -1,6 +1,5 @@
 """`opsin chat`: one question or many, and everything that people type wrongly."""
 
-import io
 import json
 import os
 import shutil
@@ -18,17 +17,6 @@ from opsin.cli.chat import printable
 def answered(done):
     assert done.code == 0, done.err
     return json.loads(done.out)
-
-
-@pytest.fixture
-def converse(opsin, monkeypatch):
-    """Run `opsin chat` with lines piped in."""
-
-    def call(lines, *arguments):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        return opsin("chat", *arguments)
-
-    return call
 
 
 def test_one_question_is_answered_on_standard_output(opsin, model, pictures):
@@ -97,6 +85,7 @@ def test_an_error_in_a_conversation_ends_only_its_turn(converse, model, pictures
         "/imag x",
         f"/image {pictures / 'nothing.png'}",
         "/image",
+        "/video clip.mp4",
         f"/image {pictures / 'cut.jpg'}",
         "What?",
         "Hello",
@@ -104,18 +93,19 @@ def test_an_error_in_a_conversation_ends_only_its_turn(converse, model, pictures
     done = converse(lines, model, "--max-new-tokens", 6)
     assert done.code == 0
     errors = done.err.splitlines()
-    assert len(errors) == 4
+    assert len(errors) == 5
     assert all(error.startswith("error: ") for error in errors)
     assert "no command '/imag' (did you mean '/image'?)" in errors[0]
     assert "nothing.png" in errors[1]
     assert "needs the path of a picture" in errors[2]
-    assert "cut.jpg" in errors[3]
+    assert "reads pictures only" in errors[3]
+    assert "cut.jpg" in errors[4]
     assert len(done.out.splitlines()) >= 1, "the last question is answered, without the broken picture"
 
 
 def test_help_lists_the_commands(converse, model):
     done = converse(["/help"], model)
-    for command in ("/image", "/reset", "/help", "/quit"):
+    for command in ("/image", "/video", "/reset", "/help", "/quit"):
         assert command in done.err
 
 

@@ -49,6 +49,12 @@ def test_a_video_is_shown_with_its_question(opsin, qwen, clip):
     assert opsin("chat", qwen, *arguments).out == found["text"] + "\n"
 
 
+def test_a_video_can_be_shown_between_two_questions(opsin, converse, qwen, clip):
+    done = converse([f"/video {clip}", "What?"], qwen, "--max-new-tokens", 3)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == opsin("chat", qwen, "What?", "--video", clip, "--max-new-tokens", 3).out
+
+
 def test_a_model_without_videos_says_so(opsin, model, clip):
     for name in (model, "llava-1.5-7b", "llava-hf/llava-1.5-7b-hf"):  # the published ones before any download
         assert "reads pictures only" in opsin("chat", name, "What?", "--video", clip).refused()

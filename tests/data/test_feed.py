@@ -12,7 +12,8 @@ import torch
 
 from opsin.data.feed import Feed, ahead
 from opsin.data.order import derive_seed, length_grouped, modality_grouped, permutation
-from opsin.data.passes import check_sample, passes
+from opsin.data.overlong import fit
+from opsin.data.passes import check_taught, passes
 from opsin.encode import Encoded, Encoder
 from opsin.errors import DataError
 from opsin.spec.recipe import BatchSize
@@ -163,21 +164,21 @@ def test_a_pass_begins_before_the_step_is_read():
 def test_a_long_sample_is_an_error_or_loses_its_end():
     long = fake(20, supervised=12, slots=(2, 3, 4), name="the long one")
     with pytest.raises(DataError, match=r"'the long one' takes 20 tokens \(3 of them .*limit is 10.*truncate"):
-        check_sample(long, max_tokens=10, overlong="error")
-    short = check_sample(long, max_tokens=10, overlong="truncate")
+        fit(long, None, max_tokens=10, overlong="error")
+    short = fit(long, None, max_tokens=10, overlong="truncate")
     assert short.num_tokens == len(short.supervised) == len(short.positions) == len(short.token_spans) == 10
     assert short.num_supervised == 2
     assert list(short.slots) == [2, 3, 4]
     with pytest.raises(DataError, match="cutting there would cut a picture"):
-        check_sample(long, max_tokens=4, overlong="truncate")
+        fit(long, None, max_tokens=4, overlong="truncate")
     with pytest.raises(DataError, match=r"'the long one' has no token to learn .* cut off at 8 tokens"):
-        check_sample(long, max_tokens=8, overlong="truncate")
+        check_taught(long.name, fit(long, None, max_tokens=8, overlong="truncate").measure, 8)
 
 
 def test_a_sample_whose_only_taught_token_comes_first_cannot_be_learnt():
     first = replace(fake(3, supervised=0), supervised=np.array([True, False, False]))
     with pytest.raises(DataError, match="no token to learn among its 3"):
-        check_sample(first, max_tokens=10, overlong="error")
+        check_taught("s", first.measure, 10)
 
 
 def test_conversations_beyond_the_models_own_limit_are_left_to_the_stage(tmp_path):

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 import toys
-from opsin.data.records import read_records
-from opsin.data.source import FileSource, Mixture, num_words, open_data
+from opsin.data.files import FileSource, num_words
+from opsin.data.problems import BadRecord
+from opsin.data.records import JsonRecords
+from opsin.data.source import Mixture, open_data
 from opsin.errors import DataError
 from opsin.spec.recipe import DataFile
 from opsin.text.messages import Conversation, assistant, user
@@ -55,8 +57,8 @@ def test_lines_are_cut_only_at_line_breaks(tmp_path):
     record = {"conversations": [{"from": "human", "value": "a\u2028b"}, {"from": "gpt", "value": "c"}]}
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps(record, ensure_ascii=False) + "\r\n\n" + json.dumps(record), encoding="utf-8-sig")
-    records = read_records(path).records
-    assert [record.line for record in records] == [1, 3]
+    places = JsonRecords(path).places
+    assert [places[index].line for index in range(len(places))] == [1, 3]
     assert FileSource(path).sample(0, 0).messages[0].text == "a\u2028b"
 
 
@@ -85,16 +87,16 @@ def test_a_file_that_is_not_json_is_told_by_line(tmp_path, text, message):
     path = tmp_path / "data.json"
     path.write_text(text)
     with pytest.raises(DataError, match=f"data.json {message}"):
-        read_records(path)
+        raise BadRecord(list(FileSource(path, on_bad="keep").problems())[-1])
 
 
 def test_a_file_that_is_not_utf8_or_not_there_is_told(tmp_path):
     path = tmp_path / "data.json"
-    path.write_bytes(b'[{"a": 1},\n{"b": "\xff"}]')
-    with pytest.raises(DataError, match=r"data.json line 2: byte 18 is no UTF-8"):
-        read_records(path)
+    path.write_bytes(b'[{"messages": []},\n{"b": "\xff"}]')
+    with pytest.raises(DataError, match=r"data.json line 2: byte 26 is no UTF-8"):
+        FileSource(path)
     with pytest.raises(DataError, match=r"none.json cannot be read: No such file or directory"):
-        read_records(tmp_path / "none.json")
+        FileSource(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_the_fingerprint_follows_the_content(folder):
 def test_lengths_are_words_and_their_sign_is_the_modality(folder):
     source = FileSource(write(folder / "data.json", [with_picture(0), {"conversations": TEXT_TURNS}]))
     # "<image>", "What is it?", "A cat on a mat."; "Hello there", "Hi"
-    assert source.modality_lengths(0) == [9, -3]
+    assert list(source.modality_lengths(0)) == [9, -3]
     assert num_words(Conversation((user(""), assistant("")))) == 1
 
 

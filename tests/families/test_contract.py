@@ -25,6 +25,7 @@ from opsin.nn.cache import KVCache
 from opsin.nn.vlm import VLM
 from opsin.text.messages import Conversation, assistant, user
 from opsin.text.tokenizer import Tokenizer
+from opsin.train.objectives import next_token
 from opsin.train.trainable import choose, idle_tensors, set_trainable
 
 ROOT = Path(__file__).parents[2]
@@ -160,6 +161,27 @@ def test_packed_equals_separate_and_nothing_crosses_documents(subject: Subject) 
     assert (embedded.grad[0, :start] == 0).all()
     assert (embedded.grad[0, stop:] == 0).all()
     assert (embedded.grad[0, start:stop] != 0).any()
+
+
+def test_packed_padded_and_separate_samples_have_one_loss_and_one_gradient(subject: Subject) -> None:
+    """Positions on three axes included: packed Qwen2-VL counts each conversation and picture from its own beginning."""
+    samples, vlm = subject.encoded(), weights.build(subject.vlm.config, seed=2)
+
+    def gradient(batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+        vlm.zero_grad(set_to_none=True)
+        done = [next_token(vlm, batch) for batch in batches]
+        count = sum(loss.count for loss in done)
+        total = sum(loss.total for loss in done) / count
+        total.backward()
+        return float(total.detach()), {name: p.grad for name, p in vlm.named_parameters() if p.grad is not None}
+
+    loss, expected = gradient([pad([sample]) for sample in samples])
+    for batches in ([pack(samples)], [pad(samples)], [pack(samples[::-1])]):
+        other_loss, other = gradient(batches)
+        assert other_loss == pytest.approx(loss, rel=1e-6)
+        assert other.keys() == expected.keys()
+        for name, wanted in expected.items():
+            assert float((other[name] - wanted).norm()) <= 2e-5 * float(wanted.norm()) + 1e-6, name
 
 
 def test_export_and_import_are_the_identity_on_every_key(subject: Subject, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from opsin import families
 from opsin.spec.chat import ChatFormat
 from opsin.text._sentencepiece import SentencePieceTokenizer
-from opsin.text.messages import IMAGE_MARK, Message, assistant, parse, system, user
+from opsin.text.messages import IMAGE_MARK, Message, assistant, system, user
+from opsin.text.parse import parse
 from opsin.text.render import ControlSpan, ImageSpan, Span, TextSpan, render
 from opsin.text.tokenise import IMAGE, tokenise
 from opsin.text.tokenizer import Tokenizer

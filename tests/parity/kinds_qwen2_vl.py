@@ -27,7 +27,8 @@ from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.native import Native, SmallSides, VideoSampling
 from opsin.spec.positions import token_positions
-from opsin.text.messages import Conversation, Message, TextPart, parse
+from opsin.text.messages import Conversation, Message, TextPart
+from opsin.text.parse import parse
 from opsin.text.render import ControlSpan, ImageSpan, Span, render
 from opsin.verify.cases import encoded, grids_of, merged, read_qwen2_vl
 from opsin.verify.recorded import own_model

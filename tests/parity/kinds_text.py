@@ -8,7 +8,8 @@ import pytest
 from opsin.errors import ConfigError
 from opsin.families._chats import CHATS
 from opsin.spec.chat import ChatFormat, ImageMarkup
-from opsin.text.messages import IMAGE_MARK, Message, assistant, parse, system, user
+from opsin.text.messages import IMAGE_MARK, Message, assistant, system, user
+from opsin.text.parse import parse
 from opsin.text.render import ControlSpan, ImageSpan, Mode, Span, TextSpan, render
 from opsin.text.tokenise import IMAGE, tokenise
 from opsin.text.tokenizer import Tokenizer

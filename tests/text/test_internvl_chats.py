@@ -7,7 +7,8 @@ import pytest
 from opsin.families._chats import INTERNLM2_CHAT, INTERNLM2_CHAT_LATER, INTERNVL_25, INTERNVL_HF, PHI3_CHAT
 from opsin.spec.chat import ChatFormat
 from opsin.text._sentencepiece import SentencePieceTokenizer
-from opsin.text.messages import Message, assistant, parse, system, user
+from opsin.text.messages import Message, assistant, system, user
+from opsin.text.parse import parse
 from opsin.text.render import ImageSpan, TextSpan, render
 from opsin.text.tokenise import tokenise
 from text.makers import TINY

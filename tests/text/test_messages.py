@@ -13,10 +13,10 @@ from opsin.text.messages import (
     VideoPart,
     ask,
     assistant,
-    parse,
     system,
     user,
 )
+from opsin.text.parse import parse
 
 PICTURE = Image.new("RGB", (2, 2))
 

@@ -1,17 +1,19 @@
 """`opsin train` as a user types it."""
 
+import io
 import json
 import signal
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 import toys
 from opsin import weights
 from opsin.cli.app import run as opsin
 from opsin.spec.recipe import RunConfig
-from opsin.train.log import duration
+from opsin.train.log import Screen, duration
 
 
 @pytest.fixture
@@ -61,6 +63,20 @@ def test_a_run_from_files_ends_in_a_model_that_loads(project, capsys):
     assert model.config.chat.name == "v1"
     assert opsin(["train", "run.yaml", "stages.tune.steps=3"]) == 0
     assert len((project / "out" / "log.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_run_is_judged_while_it_trains_and_tells_tensorboard(project, capsys):
+    pytest.importorskip("tensorboard", reason="pip install 'opsin[tensorboard]'")
+    data = "data: [{path: data.json, image_root: images}]"
+    judged = f"stages.tune.evaluate={{every: 2, metric: exact_match, max_new_tokens: 4, {data}}}"
+    assert opsin(["train", "run.yaml", "stages.tune.steps=3", "trackers=[tensorboard]", judged]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith("evaluation after step")]
+    assert [line.split(":")[0] for line in told] == ["evaluation after step 2", "evaluation after step 3"]
+    assert "exact match 0.0000 (the best so far)" in told[0]
+    assert lines[-2] == "the model of its best evaluation is in out/best/tune"
+    assert weights.load(project / "out" / "best" / "tune").tokenizer.vocab_size
+    assert list((project / "out" / "trackers" / "tensorboard").iterdir())
 
 
 def test_the_connector_of_one_run_starts_another(project, capsys):
@@ -145,6 +161,31 @@ def test_time_left_is_written_for_people():
     assert [duration(seconds) for seconds in (0.4, 61, 3599.6, 3661)] == ["0:00", "1:01", "1:00:00", "1:01:01"]
 
 
+def screen_of(shares: list[float]) -> list[str]:
+    """What the screen shows of steps of one second each, of which a share is spent waiting."""
+    console = Console(file=io.StringIO(), width=200)
+    screen = Screen(console, every=10)
+    screen.begin("tune", number=1, num_stages=1, num_steps=len(shares), done=0)
+    for step, share in enumerate(shares, start=1):
+        row = {"step": step, "seconds": 1.0, "data_seconds": share, "lr": {"connector": 1e-3}, "tokens": 100}
+        screen.row({**row, "loss": 1.0, "grad_norm": 1.0})
+    screen.end()
+    return console.file.getvalue().splitlines()
+
+
+def test_waiting_for_data_is_shown_and_warned_of_once():
+    lines = screen_of([0.9] + [0.08] * 80)
+    assert "waiting for data 90%" in lines[0]
+    warnings = [line for line in lines if "warning" in line]
+    assert warnings == [
+        "warning: 8% of the last 20 steps' time went in waiting for data. Raise workers, make pictures smaller, or "
+        "put them on a faster disk"
+    ]
+    assert "waiting for data 8%" in lines[1]
+    # The first step waits for what is read ahead, and single steps do not count.
+    assert not any("warning" in line for line in screen_of([0.9] + [0.04] * 60 + [0.5]))
+
+
 def test_commands_and_the_run_file_of_the_documentation_are_real(project, capsys):
     """Commands run (with --dry-run), and the run file shown is one."""
     text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
@@ -155,4 +196,7 @@ def test_commands_and_the_run_file_of_the_documentation_are_real(project, capsys
     shown = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     config = RunConfig.parse(shown, where="docs/training.md")
     assert config.stages[1].optim.part_lr == {"connector": 1e-4}
+    judged = yaml.safe_load(text.split("## Judging")[1].split("```yaml\n")[1].split("```")[0])
+    shown["stages"][1]["evaluate"], shown["trackers"] = judged["evaluate"], judged["trackers"]
+    assert RunConfig.parse(shown, where="docs/training.md").stages[1].evaluate.patience == 5
     capsys.readouterr()

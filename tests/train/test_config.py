@@ -8,12 +8,13 @@ import yaml
 
 from opsin import families
 from opsin.errors import ConfigError, UnknownNameError
-from opsin.spec.recipe import PARTS, RunConfig
+from opsin.spec.model import VLMConfig
+from opsin.spec.recipe import RANDOM, PartSources, RunConfig
 from opsin.train.config import RECIPES, apply_override, differences, find_recipe, read_run, recipe_names, to_yaml
 from opsin.train.optim import make_groups
-from opsin.train.prepare import stage_config
-from opsin.train.trainable import choose, idle_tensors
-from opsin.weights.init import on_meta
+from opsin.train.prepare import describe_run, on_meta, published_samples, stage_config, stage_trainable
+from opsin.train.trainable import matches
+from train.published import PUBLISHED
 
 RUN = """
 model: llava-1.5-tiny
@@ -127,18 +128,35 @@ def test_recipes_are_named_by_their_families():
 def test_a_shipped_recipe_holds_together(name):
     """It parses, its model exists at full size, and what it names exists in that model."""
     config = read_run(name)
-    model = families.preset(config.model).config
-    vlm = on_meta(model)
+    model = describe_run(config)
+    module = on_meta(model)
+    parameters = dict(module.named_parameters())
     for stage in config.stages:
-        used = stage_config(model, stage)
-        trainable = choose(vlm, stage.trainable, idle=idle_tensors(vlm, used))
-        parameters = dict(vlm.named_parameters())
-        assert make_groups({name: parameters[name] for name in trainable.names}, stage.optim)
-        assert {name.split(".")[0] for name in trainable.names} == set(stage.trainable) <= set(PARTS)
-        assert stage.max_tokens <= model.decoder.max_positions
+        trainable = stage_trainable(module, model, stage)
+        whole = [name for name in trainable.names if name in parameters]  # adapters come when their stage begins
+        assert make_groups({name: parameters[name] for name in whole}, stage.optim)
+        for pattern in stage.trainable:
+            assert any(matches(each, pattern) for each in trainable.names), pattern
+        longest = model.max_positions if config.compares else model.decoder.max_positions
+        assert stage.max_tokens <= longest
         assert stage.overlong == "truncate"
-    family = families.family_of(model)
-    assert name in family.recipes
+        assert not stage.drop_path or any(each.startswith("vision.") for each in trainable.names)
+        if isinstance(model, VLMConfig):
+            stage_config(model, stage)
+    if isinstance(model, VLMConfig):
+        assert name in families.family_of(model).recipes
+    if isinstance(config.init, PartSources):
+        named = {part for part in PartSources.model_fields if getattr(config.init, part) != RANDOM}
+        assert "qformer" in named if config.compares else "decoder" in named
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_starts_from_another_recipes_folder_or_from_the_hub(name):
+    """`runs/...` in a recipe is what another shipped recipe leaves behind."""
+    left = {f"{config.output}/{stage.name}" for config in map(read_run, recipe_names()) for stage in config.stages}
+    init = read_run(name).init
+    for source in (getattr(init, part) for part in PartSources.model_fields) if isinstance(init, PartSources) else ():
+        assert not source.startswith("runs/") or source.removesuffix("/connector.safetensors") in left, source
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -149,7 +167,7 @@ def test_every_setting_of_a_shipped_recipe_has_its_source(name):
     for number, line in enumerate(lines):
         key = line.split("#")[0].strip().removeprefix("- ").split(":")[0]
         value = line.split("#")[0].partition(":")[2].strip()
-        if not value or key in ("model", "output", "name", "image_root", "tile_size", "path"):
+        if key.startswith("#") or not value or key in ("model", "output", "name", "image_root", "tile_size", "path"):
             continue
         used = re.findall(r"\[([\w.]+)\]", line.partition("#")[2])
         above = re.findall(r"\[([\w.]+)\]", "".join(lines[max(0, number - 2) : number]))
@@ -157,19 +175,38 @@ def test_every_setting_of_a_shipped_recipe_has_its_source(name):
         assert set(used) <= tags | {"code"}, f"{name}: {used} is not explained at the top"
 
 
-def test_published_numbers_are_those_of_the_papers():
-    def numbers(name: str) -> tuple:
-        (stage,) = read_run(name).stages
-        return stage.optim.lr, stage.batch.samples, stage.epochs, stage.max_tokens, stage.schedule.warmup_ratio
+def test_each_recipe_has_its_published_numbers_here():
+    assert sorted(PUBLISHED) == recipe_names()
 
-    assert numbers("llava/pretrain") == (2e-3, 128, 1, 2048, 0.03)
-    assert numbers("llava/finetune") == (2e-5, 32, 3, 2048, 0.03)
-    assert numbers("llava/scienceqa") == (2e-5, 128, 12, 2048, 0.03)
-    assert numbers("llava-1.5/pretrain") == (1e-3, 256, 1, 2048, 0.03)
-    assert numbers("llava-1.5/finetune") == (2e-5, 128, 1, 2048, 0.03)
-    assert numbers("llava-next/pretrain") == (1e-3, 256, 1, 2048, 0.03)
-    assert numbers("llava-next/finetune") == (2e-5, 128, 1, 4096, 0.03)
-    assert read_run("llava-next/finetune").stages[0].optim.part_lr == {"vision": 2e-6}
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_published_numbers_are_those_of_the_papers(name):
+    (stage,) = read_run(name).stages
+    found = {
+        "lr": stage.optim.lr,
+        "min": stage.schedule.min_lr,
+        "start": stage.schedule.warmup_start_lr,
+        "kind": stage.schedule.kind,
+        "warmup": stage.schedule.warmup_ratio if stage.schedule.warmup_steps is None else stage.schedule.warmup_steps,
+        "batch": stage.batch.samples,
+        "steps": stage.steps,
+        "epochs": stage.epochs,
+        "tokens": stage.max_tokens,
+        "samples": published_samples(stage),
+        "side": stage.resolution and getattr(stage.resolution, "tile_size", None),
+        "betas": stage.optim.betas,
+        "eps": stage.optim.eps,
+        "wd": stage.optim.weight_decay,
+        "clip": stage.clip,
+        "layer_decay": stage.optim.layer_decay,
+        "part_lr": stage.optim.part_lr,
+        "drop": stage.drop_path,
+        "parts": " ".join(stage.trainable),
+        "objective": stage.objective,
+        "captions": stage.captions,
+        "lora": stage.lora and (stage.lora.rank, stage.lora.alpha, stage.lora.dropout, stage.lora.targets),
+    }
+    assert {key: found[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
 def test_recipes_lie_inside_the_package():

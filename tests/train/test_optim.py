@@ -46,6 +46,56 @@ def test_a_number_of_steps_and_a_constant_rate():
     assert [rate_factor(schedule, step, 5) for step in range(5)] == [0, 0.5, 1, 1, 1]
 
 
+def test_a_cosine_ends_at_its_least_rate_and_a_warm_up_begins_at_its_own():
+    """Qwen-VL's first stage: 2e-4 down to 1e-6; BLIP-2's warm-up begins at 1e-6."""
+    schedule = Schedule(warmup_steps=500, min_lr=1e-6)
+    rates = [2e-4 * rate_factor(schedule, step, 50_000, lr=2e-4) for step in (0, 250, 500, 25_250, 50_000)]
+    assert rates == pytest.approx([0, 1e-4, 2e-4, (2e-4 + 1e-6) / 2, 1e-6])
+    schedule = Schedule(warmup_steps=2000, warmup_start_lr=1e-6, min_lr=1e-5)
+    rates = [1e-4 * rate_factor(schedule, step, 250_000, lr=1e-4) for step in (0, 1000, 2000, 250_000)]
+    assert rates == pytest.approx([1e-6, 50.5e-6, 1e-4, 1e-5])
+
+
+def test_a_cosine_of_epochs_moves_between_epochs_and_warms_up_in_the_first_only():
+    """LAVIS' linear_warmup_cosine_lr: cosine of epoch / epochs; 5 epochs of 4 steps."""
+
+    def factors(warmup: int) -> list[float]:
+        schedule = Schedule(kind="cosine_of_epochs", warmup_steps=warmup)
+        return [rate_factor(schedule, step, 20, lr=1e-5, steps_per_epoch=4) for step in range(20)]
+
+    epochs = [0.5 * (1 + math.cos(math.pi * epoch / 5)) for epoch in range(5)]
+    assert factors(2) == pytest.approx([0, 0.5, 1, 1, *(value for value in epochs[1:] for _ in range(4))])
+    assert factors(9)[:5] == pytest.approx([0, 1 / 9, 2 / 9, 3 / 9, epochs[1]])
+
+
+def test_rates_of_a_schedule_above_the_peak_are_refused():
+    with pytest.raises(ConfigError, match=r"schedule.min_lr 0.01 is above optim.lr 0.001"):
+        stage(schedule={"min_lr": 0.01})
+
+
+def test_layers_learn_the_slower_the_further_they_are_from_the_output(trained):
+    """With n layers: decay ** (n - i) for layer i, one more for patches and positions; other parts as they are."""
+    config = AdamW(lr=1e-4, part_lr={"vision": 2e-5}, layer_decay={"vision": 0.5})
+    optimizer = Optimizer(trained, config)
+    used = {}
+    for settings in optimizer._optimizers["adamw"].param_groups:
+        used |= {id(parameter): settings["lr"] for parameter in settings["params"]}
+    rates = {name: used[id(parameter)] for name, parameter in trained.items()}
+    count = 1 + max(int(name.split(".")[2]) for name in trained if name.startswith("vision.layers."))
+    for name, rate in rates.items():
+        if not name.startswith("vision."):
+            assert rate == 1e-4
+        elif name.startswith("vision.layers."):
+            assert rate == pytest.approx(2e-5 * 0.5 ** (count - int(name.split(".")[2])))
+        elif name.split(".")[1] in ("patch", "class_token", "positions", "norm_pre"):
+            assert rate == pytest.approx(2e-5 * 0.5 ** (count + 1))
+        else:
+            assert rate == 2e-5
+    assert optimizer.rates(1.0) == {"vision": 2e-5, "connector": 1e-4, "decoder": 1e-4}
+    with pytest.raises(ConfigError, match=r"layer_decay names 'decoder.norm', but no layer of it trains"):
+        make_groups(trained, AdamW(lr=1e-4, layer_decay={"decoder.norm": 0.5}))
+
+
 def test_vectors_are_not_decayed_and_parts_have_their_own_rates(trained):
     groups = make_groups(trained, AdamW(lr=2e-5, part_lr={"vision": 2e-6}, weight_decay=0.1))
     names = [name for group in groups for name in group.names]

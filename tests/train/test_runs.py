@@ -141,7 +141,7 @@ def test_a_stop_saves_the_step_and_the_run_goes_on_to_the_same_bits(straight, tm
     assert log_of(output) == log_of(expected_output)
 
 
-@pytest.mark.parametrize("workers", [0, 4])
+@pytest.mark.parametrize("workers", [0, 2, 8])
 def test_threads_that_prepare_samples_change_nothing(straight, tmp_path, workers):
     expected_output, expected = straight
     config = two_stages(tmp_path / "out", workers=workers)
@@ -293,7 +293,7 @@ print(result.status, result.steps, flush=True)
 
 def start_program(folder: Path, pause: float) -> subprocess.Popen:
     tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{tests.parent / 'src'}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PROGRAM, str(folder), str(pause)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 

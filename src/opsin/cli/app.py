@@ -25,9 +25,10 @@ VERBS = {
     "show": "What a model consists of: parts, shapes, counts.",
     "train": "Train a model by a recipe.",
     "merge": "Add an adapter to its model and write the result.",
+    "data": "Check, show and convert training data.",
     "env": "Versions and devices, for bug reports.",
 }
-"""Each verb is the function of that name in the module `opsin.cli.VERB`."""
+"""Each verb is the function of that name in the module `opsin.cli.VERB`, or a group of commands of its own."""
 
 
 class Verbs(TyperGroup):
@@ -50,10 +51,17 @@ class Verbs(TyperGroup):
 
 
 def load_verb(name: str) -> Any:
-    """The command of a verb, made from the function of its module."""
-    function = getattr(import_module(f"opsin.cli.{name}"), name)
-    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    app.command(name=name, help=_flowing(function.__doc__), no_args_is_help=name in ("chat", "plan", "show"))(function)
+    """The command of a verb, made from the function of its module, or from each function of its group."""
+    found = getattr(import_module(f"opsin.cli.{name}"), name)
+    app = typer.Typer(
+        add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False, no_args_is_help=True
+    )
+    functions = [found] if callable(found) else found
+    for each in functions:
+        needs_arguments = name in ("chat", "plan", "show", "data")
+        app.command(name=each.__name__, help=_flowing(each.__doc__), no_args_is_help=needs_arguments)(each)
+    if functions is found:
+        app.callback(help=VERBS[name])(lambda: None)  # makes it a group
     return typer.main.get_command(app)
 
 

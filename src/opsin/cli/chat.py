@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "/image": "PATH   show a picture with the next question; may be repeated",
+    "/video": "PATH   the same with a video (Qwen2-VL)",
     "/reset": "        forget everything that was said and shown",
     "/help": "         this list",
     "/quit": "         end (so does Ctrl-D); Ctrl-C stops an answer",
@@ -149,9 +150,10 @@ class Interactive:
 
     def run(self, images: list[str], videos: list[str]) -> None:
         """Answer line by line until the input ends."""
-        self.waiting_videos = list(videos)
         for path in images:
             self._show(path)
+        for path in videos:
+            self._show_video(path)
         if sys.stdin.isatty():
             _edit_lines()
         while True:
@@ -178,8 +180,11 @@ class Interactive:
 
     def _take(self, line: str) -> None:
         command, _, rest = line.partition(" ")
-        if command == "/image":
-            self._show(rest.strip().strip("'\""))
+        if command in ("/image", "/video"):
+            path = rest.strip().strip("'\"")
+            if not path:
+                raise ConfigError(f"{command} needs the path of a {'picture' if command == '/image' else 'video'}")
+            (self._show if command == "/image" else self._show_video)(str(Path(path).expanduser()))
         elif command == "/reset":
             self.session.reset()
             self._forget_waiting()
@@ -201,13 +206,18 @@ class Interactive:
 
     def _show(self, path: str) -> None:
         """Check a picture now, and keep it for the next question."""
-        if not path:
-            raise ConfigError("/image needs the path of a picture")
-        expanded = str(Path(path).expanduser())
-        size = image_size(expanded, mode=self.mode.value)
+        size = image_size(path, mode=self.mode.value)
         slots = self.session.model.config.plan(size).num_slots
-        self.waiting.append(expanded)
+        self.waiting.append(path)
         _remark(f"{Path(path).name}, {size[0]}x{size[1]}: {slots} tokens, shown with the next question")
+
+    def _show_video(self, path: str) -> None:
+        """Check a video now, and keep it for the next question."""
+        if not self.session.model.config.reads_videos:
+            raise ConfigError(f"this model {NO_VIDEOS}")
+        clip = describe_clip(path, self.mode.value)
+        self.waiting_videos.append(path)
+        _remark(f"{Path(path).name}, {clip.num_frames} frames of {clip.size[0]}x{clip.size[1]}, with the next question")
 
 
 def _answer(session: "Chat", text: str, images: list[str], videos: list[str]) -> None:

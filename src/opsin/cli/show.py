@@ -66,7 +66,7 @@ def show(
     if image is not None and plan is not None:
         is_retriever = isinstance(config, RetrieverConfig)
         ends = "outputs of the queries" if is_retriever else f"rows of the connector -> {plan.num_slots} tokens"
-        console.print("\n".join(_describe(Path(image).name, plan, ends)))
+        console.print("\n".join(describe_picture(Path(image).name, plan, ends)))
 
 
 def _retriever(name: str) -> RetrieverConfig | None:
@@ -142,7 +142,7 @@ def _crossing(place: str, config: QFormerConfig) -> dict[str, str]:
     return {f"{place}.layers.{index}": "queries look at the picture" for index in layers}
 
 
-def _describe(name: str, plan: ImagePlan, ends: str) -> list[str]:
+def describe_picture(name: str, plan: ImagePlan, ends: str) -> list[str]:
     """What becomes of a picture, step by step. ends: what its rows are."""
     lines = [f"\npicture {name}, {plan.size[0]}x{plan.size[1]} px"]
     for number, canvas in enumerate(plan.canvases):

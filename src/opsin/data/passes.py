@@ -1,44 +1,21 @@
 """From encoded samples to passes through the model: what a sample must be, and which samples go together."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Literal
 
-from opsin.encode import Encoded
+from opsin.encode import Encoded, Measure
 from opsin.errors import DataError
 from opsin.spec.recipe import BatchSize
 
 
-def check_sample(encoded: Encoded, *, max_tokens: int, overlong: Literal["error", "truncate"]) -> Encoded:
-    """The sample, shortened where the stage allows it. Raises DataError, naming it, when it cannot be trained on."""
-    if encoded.num_tokens > max_tokens:
-        encoded = _shorten(encoded, max_tokens, overlong)
-    # The first token has nothing before it to be predicted from.
-    if not encoded.supervised[1:].any():
+def check_taught(name: str, measure: Measure, max_tokens: int) -> None:
+    """Raise DataError for a sample, by its name, that teaches nothing."""
+    if not measure.num_supervised:
+        named = f"sample {name!r}" if name else "it"
         raise DataError(
-            f"sample {encoded.name!r} has no token to learn among its {encoded.num_tokens}: its answers are empty, "
-            f"or were cut off at {max_tokens} tokens. Leave it out of the data."
+            f"{named} has no token to learn among its {measure.num_tokens}: its answers "
+            f"are empty, or were cut off at {max_tokens} tokens. Leave it out of the data.",
+            kind="nothing_taught",
         )
-    return encoded
-
-
-def _shorten(encoded: Encoded, max_tokens: int, overlong: Literal["error", "truncate"]) -> Encoded:
-    counts = (
-        f"sample {encoded.name!r} takes {encoded.num_tokens} tokens ({encoded.num_image_tokens} of them of "
-        f"{len(encoded.images)} pictures); the stage's limit is {max_tokens}"
-    )
-    if overlong == "error":
-        raise DataError(f"{counts}. Raise max_tokens, or set overlong: truncate to cut the ends of such conversations.")
-    if encoded.num_image_tokens and encoded.slots[-1] >= max_tokens:
-        raise DataError(f"{counts}, and cutting there would cut a picture. Raise max_tokens, or leave the sample out.")
-    kept = slice(max_tokens)
-    return replace(
-        encoded,
-        ids=encoded.ids[kept],
-        supervised=encoded.supervised[kept],
-        positions=encoded.positions[kept],
-        token_spans=encoded.token_spans[kept],
-    )
 
 
 def passes(samples: Iterable[Encoded], batch: BatchSize) -> Iterator[list[Encoded]]:

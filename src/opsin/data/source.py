@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
+from opsin.data.files import FileSource
 from opsin.data.order import permutation
-from opsin.data.records import Record, read_records
+from opsin.data.problems import Checked, Placed, Problem
 from opsin.encode import Encoded
-from opsin.errors import DataError, MessageError
+from opsin.errors import ConfigError, DataError
 from opsin.spec.recipe import DataFile
-from opsin.text.messages import Conversation, ImageSource, TextPart, VideoSource, parse
+from opsin.text.messages import Conversation
 
 
 class Source(Protocol):
@@ -44,77 +43,6 @@ class Fingerprinted(Protocol):
     @property
     def fingerprint(self) -> str:
         """A digest of everything that decides the samples."""
-
-
-class FileSource:
-    """The conversations of one file.
-
-    Everything that can be checked without decoding pictures is checked here, before the first step: every record is
-    parsed, and every picture's file must be there.
-    """
-
-    def __init__(self, path: str | Path, *, image_root: str | Path | None = None, limit: int | None = None) -> None:
-        """image_root: where relative picture paths start from; the file's own folder when not given."""
-        self.file = read_records(Path(path), limit=limit)
-        self.image_root = Path(image_root) if image_root is not None else self.file.path.parent
-        self.fingerprint = self.file.sha256
-        self._lengths: list[int] = []
-        found: set[Path] = set()
-        for record in self.file.records:
-            conversation = self._conversation(record)
-            for kind, path in _files(conversation):
-                if path not in found:
-                    if not path.is_file():
-                        raise DataError(
-                            f"{self.file.where(record)}: {kind} {path} is not there. Relative paths start from "
-                            f"{self.image_root}: set image_root, or correct the record."
-                        )
-                    found.add(path)
-            shows = bool(conversation.images or conversation.videos)
-            self._lengths.append(num_words(conversation) * (1 if shows else -1))
-
-    def __len__(self) -> int:
-        return len(self.file.records)
-
-    def sample(self, index: int, epoch: int) -> Conversation:
-        """The same conversation in every epoch."""
-        return self._conversation(self.file.records[index])
-
-    def modality_lengths(self, epoch: int) -> Sequence[int]:
-        """Words of each conversation, negative without pictures."""
-        return self._lengths
-
-    def _conversation(self, record: Record) -> Conversation:
-        where = self.file.where(record)
-        try:
-            conversation = parse(record.parse(), where=where)
-        except MessageError as error:
-            raise DataError(str(error)) from None
-        name = f"{where} {conversation.id!r}" if conversation.id else where
-        images = tuple(self._locate(image, where) for image in conversation.images)
-        videos = tuple(self._locate_video(video, where) for video in conversation.videos)
-        return replace(conversation, images=images, videos=videos, id=name)
-
-    def _locate_video(self, video: VideoSource, where: str) -> VideoSource:
-        if isinstance(video, tuple):
-            return tuple(self._locate(frame, where) for frame in video)
-        located = self._locate(video, where)
-        assert isinstance(located, str | bytes | Path)
-        return located
-
-    def _locate(self, image: ImageSource, where: str) -> ImageSource:
-        if not isinstance(image, str) or image.startswith("data:"):
-            return image
-        if image.startswith(("http://", "https://")):
-            raise DataError(f"{where}: {image} is a web address; training reads pictures and videos from files only")
-        return self.image_root / image
-
-
-def _files(conversation: Conversation) -> Iterator[tuple[str, Path]]:
-    """What each path of a conversation is, and the path."""
-    frames = [frame for video in conversation.videos if isinstance(video, tuple) for frame in video]
-    for kind, sources in (("picture", (*conversation.images, *frames)), ("video", conversation.videos)):
-        yield from ((kind, source) for source in sources if isinstance(source, Path))
 
 
 class Mixture:
@@ -151,6 +79,18 @@ class Mixture:
         """The fingerprints of all sources."""
         return " ".join(source.fingerprint if isinstance(source, Fingerprinted) else "-" for source in self.sources)
 
+    def where(self, index: int, epoch: int = 0) -> str:
+        """The place of a sample, for messages."""
+        number, local = self._find(index, epoch)
+        source = self.sources[number]
+        return source.where(local, epoch) if isinstance(source, Placed) else f"source {number + 1} sample {local}"
+
+    def problems(self) -> Iterator[Problem]:
+        """The problems of each source, once, whatever part of it is seen."""
+        for source in self.sources:
+            if isinstance(source, Checked):
+                yield from source.problems()
+
     def _find(self, index: int, epoch: int) -> tuple[int, int]:
         """(source, index in it) of one sample."""
         number = 0
@@ -165,15 +105,19 @@ class Mixture:
         return permutation(len(self.sources[number]), self.seed, "part", number, epoch)
 
 
-def open_data(files: Sequence[DataFile], *, seed: int) -> Source:
+def open_data(files: Sequence[DataFile], *, seed: int, on_bad: Literal["raise", "keep"] = "raise") -> Source:
     """The source that a stage's `data` describes."""
-    sources = [FileSource(file.path, image_root=file.image_root, limit=file.limit) for file in files]
+    weights = [file.weight for file in files if file.weight is not None]
+    if weights and len(weights) < len(files):
+        raise ConfigError(
+            f"{len(weights)} of {len(files)} data files have a weight; weights say how files share an epoch, so give "
+            "each one or none"
+        )
+    sources = [FileSource.of(file, on_bad=on_bad) for file in files]
     if len(files) == 1 and files[0].repeat == 1:
         return sources[0]
+    if weights:
+        total = sum(len(source) for source in sources)
+        shares = [total * weight / sum(weights) for weight in weights]
+        return Mixture(sources, [share / len(source) for share, source in zip(shares, sources, strict=True)], seed=seed)
     return Mixture(sources, [file.repeat for file in files], seed=seed)
-
-
-def num_words(conversation: Conversation) -> int:
-    """Words of all turns, a picture's mark counting as one (llava/train/train.py, modality_lengths). At least 1."""
-    parts = [part for message in conversation.messages for part in message.parts]
-    return max(1, sum(len(part.text.split()) if isinstance(part, TextPart) else 1 for part in parts))

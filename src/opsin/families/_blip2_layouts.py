@@ -114,6 +114,27 @@ def tower_layouts(vision: VisionConfig) -> tuple[Layout, ...]:
     )
 
 
+def bert_layouts() -> tuple[Layout, ...]:
+    """Layouts of the BERT that stage 1 starts from: the text side, words and the captions' head. Its files call the
+    tensors of norms gamma and beta, or weight and bias."""
+    stack = _stack("bert.encoder.layer.{}", "qformer.layers.{}", inner="self", with_text=True)
+    of_text = [rule for rule in stack if any(part in _to(rule) for part in (".text.", ".attn."))]
+    head = "cls.predictions"
+    rules = (
+        *_embeddings("bert.embeddings."),
+        *_modules({"bert.embeddings.LayerNorm": "qformer.norm"}),
+        *of_text,
+        *_modules({f"{head}.transform.dense": "captions.dense", f"{head}.transform.LayerNorm": "captions.norm"}),
+        Rename(source=f"{head}.bias", target="captions.bias"),
+    )
+    unused = ["bert.embeddings.position_ids", "bert.embeddings.token_type_embeddings.weight"]
+    unused += [f"{head}.decoder.weight", f"{head}.decoder.bias"]
+    unused += [f"{module}.{t}" for module in ("bert.pooler.dense", "cls.seq_relationship") for t in _WEIGHT_BIAS]
+    drops = _drops(unused, "stage 1 does not start from it")
+    old = tuple(_old_norm(rule) for rule in rules)
+    return Layout(name="bert", rules=(*rules, *drops)), Layout(name="bert-old", rules=(*old, *drops))
+
+
 def part_layouts(config: VLMConfig) -> tuple[Layout, ...]:
     """Layouts of files with one part: a tower, or a language model."""
     prefixes = ("",) if isinstance(config.decoder, Seq2SeqConfig) else ("", "model.")
@@ -124,6 +145,16 @@ def part_layouts(config: VLMConfig) -> tuple[Layout, ...]:
         for prefix in prefixes
     )
     return (*tower_layouts(config.vision), *language)
+
+
+def _to(rule: Rule) -> str:
+    return rule.target if isinstance(rule, Rename) else ""
+
+
+def _old_norm(rule: Rule) -> Rule:
+    if not isinstance(rule, Rename) or "LayerNorm." not in rule.source:
+        return rule
+    return rule.replace(source=rule.source.replace(".weight", ".gamma").replace(".bias", ".beta"))
 
 
 def _is_run(rule: Rule) -> bool:

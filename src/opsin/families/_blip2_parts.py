@@ -121,6 +121,11 @@ BLIP2_OPT_CAPTION = BLIP2_OPT.replace(
 )
 """Stage 2: the picture and its caption. Without a prompt `</s>` itself is taught, at the last of the picture's rows."""
 
+BLIP2_OPT_PHOTO = BLIP2_OPT_PROMPT.replace(
+    name="blip2_opt_photo", user=UserTurn(text="discard", suffix=(Text(text="a photo of"),))
+)
+"""COCO's captions: whatever the user says, what the model goes on with is `a photo of` (caption_coco_ft.yaml)."""
+
 BLIP2_T5 = ChatFormat(
     name="blip2_t5",
     system_suffix=(Text(text=" "),),
@@ -141,7 +146,17 @@ BLIP2_T5_PROMPT = BLIP2_T5.replace(
 """What the user writes is all that the encoder reads beside the picture: `a photo of`, or the first half of a caption
 in stage 2, of which the answer is the other half."""
 
-BLIP2_CHATS = (BLIP2_OPT, BLIP2_OPT_PROMPT, BLIP2_OPT_CAPTION, BLIP2_T5, BLIP2_T5_PROMPT)
+BLIP2_T5_PHOTO = BLIP2_T5_PROMPT.replace(name="blip2_t5_photo", user=BLIP2_OPT_PHOTO.user)
+
+BLIP2_CHATS = (
+    BLIP2_OPT,
+    BLIP2_OPT_PROMPT,
+    BLIP2_OPT_CAPTION,
+    BLIP2_OPT_PHOTO,
+    BLIP2_T5,
+    BLIP2_T5_PROMPT,
+    BLIP2_T5_PHOTO,
+)
 
 CAPTION_SEARCH = {"num_beams": 5, "max_new_tokens": 30, "min_new_tokens": 1, "length_penalty": 1.0}
 """LAVIS Blip2OPT.generate and Blip2T5.generate."""

@@ -78,6 +78,8 @@ class Retrieval:
     """Ways to name the tensors of a tower in a file of its own."""
     tower: Callable[[HubConfig], str | None]
     """Repository that holds the vision tower, where config.json names one."""
+    text_layouts: tuple[Layout, ...]
+    """Ways to name the tensors of the language encoder that training starts from."""
 
 
 def _none(hub: HubConfig) -> None:

@@ -39,7 +39,13 @@ from opsin.families._blip2_hub import (
     read_retriever,
     tower_repository,
 )
-from opsin.families._blip2_layouts import layouts, part_layouts, retriever_layouts, tower_layouts
+from opsin.families._blip2_layouts import (
+    bert_layouts,
+    layouts,
+    part_layouts,
+    retriever_layouts,
+    tower_layouts,
+)
 from opsin.families._blip2_parts import (
     BLIP2_OPT,
     BLIP2_OPT_PROMPT,
@@ -227,7 +233,14 @@ BLIP2 = Family(
     "arXiv:2301.12597",
     presets=PRESETS,
     tiny=TINY,
-    recipes=(),
+    recipes=(
+        "blip2/stage1",
+        "blip2/stage2-opt",
+        "blip2/stage2-flan-t5",
+        "blip2/caption-coco",
+        "blip2/vqa",
+        "blip2/retrieval-coco",
+    ),
     matches=is_blip2,
     accepts=lambda config: config.connector.kind == "qformer" and config.resolution.kind == "squash",
     chat_for=chat_for,
@@ -246,5 +259,6 @@ BLIP2 = Family(
         layouts=retriever_layouts,
         tower_layouts=tower_layouts,
         tower=tower_repository,
+        text_layouts=bert_layouts(),
     ),
 )

@@ -96,7 +96,7 @@ INTERNVL15 = Family(
     "arXiv:2404.16821",
     presets=PRESETS,
     tiny=TINY,
-    recipes=(),
+    recipes=tuple(f"internvl-1.5/{stage}-{size}" for size in ("26b", "2b", "4b") for stage in ("pretrain", "finetune")),
     matches=lambda hub: hub.get("model_type") in (ORIGINAL, NATIVE),
     accepts=lambda config: config.connector.kind == "pixel_shuffle" and config.resolution.kind == "dynamic_tiles",
     chat_for=chat_for,

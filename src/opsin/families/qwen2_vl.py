@@ -156,7 +156,7 @@ QWEN2_VL = Family(
     paper="Qwen2-VL: Enhancing Vision-Language Model's Perception of the World at Any Resolution, arXiv:2409.12191",
     presets=PRESETS,
     tiny=TINY,
-    recipes=(),
+    recipes=("qwen2-vl/pretrain", "qwen2-vl/multitask", "qwen2-vl/instruct", "qwen2-vl/finetune"),
     matches=lambda hub: hub.get("model_type") == "qwen2_vl",
     accepts=lambda config: config.connector.kind == "patch_merger" and config.resolution.kind == "native",
     chat_for=lambda hub: INSTRUCT,

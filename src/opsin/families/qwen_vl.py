@@ -24,6 +24,7 @@ Every picture takes 256 slots and the two marks around them. Sizes: config.json 
 
 from opsin.families._chats import QWEN_VL_BASE, QWEN_VL_CHAT
 from opsin.families._family import Family, Preset
+from opsin.families._layouts import CLIP_PREFIX, vision_rules
 from opsin.families._parts import QWEN_7B, QWEN_VL_TOWER
 from opsin.families._qwen_vl_hub import read_config, write_config
 from opsin.spec.chat import ChatFormat
@@ -32,6 +33,7 @@ from opsin.spec.decoder import PowerScaling, RopeConfig
 from opsin.spec.model import VLMConfig
 from opsin.spec.resolution import Squash
 from opsin.spec.rules import Drop, Layout, Rename, Reshape, Rule, Split
+from opsin.spec.vision import VisionConfig
 
 PARAMETERS = 9_656_935_168
 
@@ -89,7 +91,15 @@ def _part_layouts(config: VLMConfig) -> tuple[Layout, ...]:
     return (
         Layout(name="visual", rules=_visual_rules(config, "transformer.visual.")),
         Layout(name="language-model", rules=_decoder_rules(config)),
+        Layout(name="clip", rules=_open_clip_rules(config.vision)),
     )
+
+
+def _open_clip_rules(vision: VisionConfig) -> tuple[Rule, ...]:
+    """OpenCLIP's tower as transformers names it, from which training started. Its class token stays behind."""
+    left = ("vision.class_token", "vision.norm_post")
+    rules = vision_rules(vision, CLIP_PREFIX)
+    return tuple(rule for rule in rules if not (isinstance(rule, Rename) and rule.target.startswith(left)))
 
 
 def _visual_rules(config: VLMConfig, prefix: str) -> tuple[Rule, ...]:
@@ -182,7 +192,7 @@ QWEN_VL = Family(
     "arXiv:2308.12966",
     presets=PRESETS,
     tiny=TINY,
-    recipes=(),
+    recipes=("qwen-vl/pretrain", "qwen-vl/multitask", "qwen-vl/chat", "qwen-vl/finetune"),
     matches=lambda hub: hub.get("model_type") == "qwen" and "visual" in hub,
     accepts=lambda config: (
         config.connector.kind == "resampler"

@@ -231,9 +231,7 @@ def prefill(vlm: VLM, encoded: Sequence[Encoded], cache: KVCache | None, *, room
             device=weight.device,
         )
     batch = pad([rest(prompt, length) for prompt, length in zip(encoded, cache.lengths, strict=True)]).to(weight.device)
-    hidden = vlm.hidden(batch, cache)
-    last = hidden[range(len(encoded)), [length - 1 for length in batch.lengths]]
-    return vlm.logits(last), cache
+    return vlm.logits(vlm.hidden(batch, cache, last_only=True)[:, 0]), cache
 
 
 def rest(encoded: Encoded, start: int) -> Encoded:

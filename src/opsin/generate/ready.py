@@ -10,7 +10,7 @@ from opsin.errors import ConfigError
 from opsin.nn.packed import pack
 from opsin.weights import Model
 
-_HALF = (torch.float16, torch.bfloat16)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 """What a CPU gets converted or packed: a mapped file would stay in memory beside it."""
 
 
@@ -21,13 +21,12 @@ def load_ready(name: str | Path, *, device: str = "auto", dtype: str = "auto", *
     bfloat16 on a CPU that has kernels for it, else float32: CPUs compute float16 many times slower.
     """
     chosen = choose_device(device)
-    model = weights.load(name, device=chosen, dtype=dtype, unmapped=_HALF, **options)
+    model = weights.load(name, device=chosen, dtype=dtype, unmapped=_FLOATS, **options)
     if chosen == "cpu":
         if dtype == "auto" and model.vlm.decoder.embed.weight.dtype == torch.float16:
             has_kernels = torch.ops.mkldnn._is_mkldnn_bf16_supported()
             model.vlm.to(torch.bfloat16 if has_kernels else torch.float32)
-        if model.vlm.decoder.embed.weight.dtype != torch.float32:
-            pack(model.vlm)  # float32 would gain a fifth at most, and wait for it
+        pack(model.vlm)
     return model
 
 

@@ -96,6 +96,16 @@ def mask_text(pieces: Sequence[MaskPiece]) -> Text:
     return out
 
 
+def ids_text(pieces: Sequence[MaskPiece]) -> Text:
+    """Every token with its id behind it, coloured like the mask; a picture's slots stand as one."""
+    out = Text()
+    for piece in pieces:
+        text = f"[{piece.text}]" if piece.kind in ("control", "image") else visible(piece.text).replace("\n", "")
+        out.append(text, _TAUGHT_STYLE if piece.supervised else _TERMINAL_STYLES[piece.kind])
+        out.append("" if piece.kind == "image" else f"{piece.ids[0]}", "dim").append(" ")
+    return out
+
+
 def legend_text() -> Text:
     """The key to `mask_text`."""
     out = Text("taught", _TAUGHT_STYLE)

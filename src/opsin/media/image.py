@@ -82,9 +82,23 @@ def open_image(source: ImageSource, *, mode: ImageMode, limits: Limits = DEFAULT
     return Picture(pixels, opened.name, tuple(notes))
 
 
-def image_size(source: ImageSource, *, mode: ImageMode, limits: Limits = DEFAULT_LIMITS, name: str = "") -> Size:
-    """(width, height) that `open_image` will give, from the header. Raises MediaError as far as a header tells."""
+def image_size(
+    source: ImageSource,
+    *,
+    mode: ImageMode,
+    limits: Limits = DEFAULT_LIMITS,
+    name: str = "",
+    check: Literal["header", "ends", "all"] = "header",
+) -> Size:
+    """(width, height) that `open_image` will give, from the header. Raises MediaError as far as a header tells.
+
+    check: `ends` also decodes files that do not end as their format does, which shows those that were cut off; `all`
+    decodes every one.
+    """
     opened = _open(source, limits, name)
+    if check == "all" or (check == "ends" and not opened.ends_well()):
+        with opened.guard():
+            opened.image.load()
     width, height = opened.image.size
     turned = mode == "display" and opened.orientation() >= 5
     return (height, width) if turned else (width, height)
@@ -97,7 +111,8 @@ def check_plan(plan: ImagePlan, limits: Limits = DEFAULT_LIMITS, name: str = "pi
         raise MediaError(
             f"{name}: {plan.size[0]}x{plan.size[1]} px grows to {megapixels(plan.derived_pixels)} while it is "
             f"prepared, at most {megapixels(limits.max_derived_pixels)} are made (max_derived_pixels). "
-            "Cut it into pieces."
+            "Cut it into pieces.",
+            kind="media_ratio",
         )
 
 
@@ -151,6 +166,11 @@ class _Opened:
         except Exception:  # as many types as Pillow has; viewers show such pictures as they lie
             return 1
         return orientation if orientation in _TRANSPOSE else 1
+
+    def ends_well(self) -> bool:
+        """Whether the file ends as its format does. Only for JPEG and PNG, the usual ones; others: no."""
+        mark = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(self.image.format or "")
+        return mark is not None and mark in self.data[-1024:]
 
     def notes(self) -> list[str]:
         """What the header says that a user may want to know."""
@@ -229,7 +249,9 @@ class _Guard:
             advice = "Copy or download it again, or convert it to PNG."
         size = f"{self.size[0]}x{self.size[1]} px" if self.size else ""
         facts = ", ".join(filter(None, [self.format, size, f"{self.num_bytes} bytes" if self.num_bytes else ""]))
-        raise MediaError(f"{self.name}: {what}{f' ({facts})' if facts else ''}. {advice}") from None
+        raise MediaError(
+            f"{self.name}: {what}{f' ({facts})' if facts else ''}. {advice}", kind="media_damaged"
+        ) from None
 
 
 # ---- pixels ----------------------------------------------------------------------------------------------------------

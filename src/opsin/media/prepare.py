@@ -23,6 +23,7 @@ from PIL import Image
 
 from opsin.errors import MediaError
 from opsin.media.image import Picture
+from opsin.media.resize import MIN_PIXELS, bands, resize, side_by_side
 from opsin.spec.plan import Canvas, ImagePlan, Size, Tile
 from opsin.spec.vision import VisionConfig
 
@@ -143,11 +144,19 @@ def _fill(patches: NDArray[np.float32], levels: Levels, vision: VisionConfig, ke
     normalise = (kernels or _EXACT).normalise
     columns = levels.shape[1] // p
     lines = max(1, _GROUP // (columns * block)) * block * p
-    start = 0
-    for top in range(0, levels.shape[0] - p + 1, lines):
-        values = normalise(_cut(levels[top : top + lines], p, block), mean, std)
-        patches[start : start + len(values)] = values.reshape(len(values), 3, 1, -1)
-        start += len(values)
+
+    tops = range(0, levels.shape[0] - p + 1, lines)
+
+    def fill(tops: range) -> None:
+        for top in tops:
+            values = normalise(_cut(levels[top : top + lines], p, block), mean, std)
+            start = top // p * columns
+            patches[start : start + len(values)] = values.reshape(len(values), 3, 1, -1)
+
+    if levels.shape[0] * levels.shape[1] < MIN_PIXELS:
+        fill(tops)
+    else:
+        side_by_side(fill, [tops[first:last] for first, last in bands(len(tops))])
 
 
 def _cut(levels: Levels, p: int, block: int) -> NDArray[np.uint8]:
@@ -228,7 +237,7 @@ def _resize(image: Image.Image, canvas: Canvas) -> Image.Image:
     16000x100 strip padded to a square would take 1 GB; this way it takes a few MB.
     """
     if canvas.padded == image.size:
-        return image.resize(canvas.resized, Image.Resampling.BICUBIC)
+        return resize(image, canvas.resized)
     (padded_width, padded_height), (left, top) = canvas.padded, canvas.pad_offset
     width = canvas.resized[0]
     # Since version 13 Pillow takes the cheaper order of the two steps, which for squares is the old one.

@@ -106,7 +106,7 @@ def read(source: str | Path | bytes, limits: Limits, name: str) -> tuple[bytes, 
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(len(data), limits.max_bytes, name, "picture")
     if not data:
-        raise MediaError(f"{name}: is empty (0 bytes). Copy or download it again.")
+        raise MediaError(f"{name}: is empty (0 bytes). Copy or download it again.", kind="media_empty")
     return data, name
 
 
@@ -132,16 +132,17 @@ def _checked(file: BinaryIO, name: str) -> tuple[BinaryIO, str, str]:
     head = file.read(256)
     file.seek(0)
     if not head:
-        raise MediaError(f"{name}: is empty (0 bytes). Copy or download it again.")
+        raise MediaError(f"{name}: is empty (0 bytes). Copy or download it again.", kind="media_empty")
     kinds = (kind for pattern, kind in (*_STILL, *_VIDEO_MAGIC) if re.match(pattern, head, re.DOTALL))
     kind = next(kinds, "")
     if kind in dict(_VIDEO_MAGIC).values():
         return file, kind, name
     file.close()
     if kind:
-        raise MediaError(f"{name}: is a {kind} picture, not a video. Show it as a picture.")
+        raise MediaError(f"{name}: is a {kind} picture, not a video. Show it as a picture.", kind="media_format")
     raise MediaError(
-        f"{name}: is not a video in a known format; it begins with {head[:8].hex(' ')}. opsin reads {READABLE_VIDEOS}."
+        f"{name}: is not a video in a known format; it begins with {head[:8].hex(' ')}. opsin reads {READABLE_VIDEOS}.",
+        kind="media_format",
     )
 
 
@@ -153,10 +154,13 @@ def sniff(data: bytes, name: str) -> str:
             return format_name
     for pattern, kind in _FOREIGN:
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
-            raise MediaError(f"{name}: is not a picture that opsin reads, but {kind}. opsin reads {READABLE}.")
+            raise MediaError(
+                f"{name}: is not a picture that opsin reads, but {kind}. opsin reads {READABLE}.", kind="media_format"
+            )
     raise MediaError(
         f"{name}: is not a picture in a known format; its {len(data)} bytes begin with {data[:8].hex(' ')}. "
-        f"opsin reads {READABLE}."
+        f"opsin reads {READABLE}.",
+        kind="media_format",
     )
 
 
@@ -164,21 +168,24 @@ def check_size(size: Size, limits: Limits, name: str) -> None:
     """Raise MediaError for a picture that is too large, too long or too elongated."""
     (width, height), long, short = size, max(size), min(size)
     if short < 1:
-        raise MediaError(f"{name}: {width}x{height} px has no pixels.")
+        raise MediaError(f"{name}: {width}x{height} px has no pixels.", kind="media_damaged")
     if long > limits.max_side:
         raise MediaError(
             f"{name}: {width}x{height} px is too large: one side is longer than {limits.max_side} px (max_side). "
-            "Shrink it or cut it into pieces."
+            "Shrink it or cut it into pieces.",
+            kind="media_large",
         )
     if long > limits.max_ratio * short:
         raise MediaError(
             f"{name}: {width}x{height} px is too elongated: one side is {long / short:.0f} times the other, at most "
-            f"{limits.max_ratio:g} times is read (max_ratio). Cut it into pieces."
+            f"{limits.max_ratio:g} times is read (max_ratio). Cut it into pieces.",
+            kind="media_ratio",
         )
     if width * height > limits.max_pixels:
         raise MediaError(
             f"{name}: {width}x{height} px is too large: {megapixels(width * height)}, at most "
-            f"{megapixels(limits.max_pixels)} are read (max_pixels). Shrink it."
+            f"{megapixels(limits.max_pixels)} are read (max_pixels). Shrink it.",
+            kind="media_large",
         )
 
 
@@ -196,32 +203,44 @@ def _open_file(path: str | Path, max_bytes: int, name: str, kind: Literal["pictu
     if isinstance(path, str) and (address := re.match(r"([a-z][a-z0-9+.-]*)://", path, re.IGNORECASE)):
         raise MediaError(
             f"{name}: is an address ({address[0]}), and opsin opens local files only. Download the {kind} and give "
-            "its path, its bytes, or a data: URI."
+            "its path, its bytes, or a data: URI.",
+            kind="address",
         )
     try:
         status = Path(path).stat()
         if stat.S_ISDIR(status.st_mode):
-            raise MediaError(f"{name}: is a folder, not a {kind}. Give the path of one file.")
+            raise MediaError(f"{name}: is a folder, not a {kind}. Give the path of one file.", kind=f"{kind}_missing")
         if not stat.S_ISREG(status.st_mode):
-            raise MediaError(f"{name}: is not a regular file but a device or pipe. Give the path of a {kind} file.")
+            raise MediaError(
+                f"{name}: is not a regular file but a device or pipe. Give the path of a {kind} file.",
+                kind=f"{kind}_missing",
+            )
         if status.st_size > max_bytes:
             raise _too_many_bytes(status.st_size, max_bytes, name, kind)
         return open(path, "rb")
     except MediaError:
         raise
     except FileNotFoundError:
-        raise MediaError(f"{name}: there is no such file. Check the path and the folder that it starts from.") from None
+        raise MediaError(
+            f"{name}: there is no such file. Check the path and the folder that it starts from.", kind=f"{kind}_missing"
+        ) from None
     except PermissionError:
-        raise MediaError(f"{name}: may not be read (permission denied). Check the rights of the file.") from None
+        raise MediaError(
+            f"{name}: may not be read (permission denied). Check the rights of the file.", kind=f"{kind}_missing"
+        ) from None
     except (OSError, ValueError):  # too long a name, a NUL in it, a loop of links, a file used as a folder
-        raise MediaError(f"{name}: is not a path that can be opened. Give a path, bytes, or a data: URI.") from None
+        raise MediaError(
+            f"{name}: is not a path that can be opened. Give a path, bytes, or a data: URI.", kind=f"{kind}_missing"
+        ) from None
 
 
 def _decode_data_uri(uri: str, max_bytes: int, name: str, example: str) -> bytes:
     header, comma, body = uri.partition(",")
     kind: Literal["picture", "video"] = "video" if example.startswith("video") else "picture"
     if not comma or not header.lower().endswith(";base64"):
-        raise MediaError(f"{name}: is not of the form data:{example};base64,... (begins {shorten(header, 60)!r}).")
+        raise MediaError(
+            f"{name}: is not of the form data:{example};base64,... (begins {shorten(header, 60)!r}).", kind="media_data"
+        )
     if len(body) * 3 // 4 > max_bytes + 2:
         raise _too_many_bytes(len(body) * 3 // 4, max_bytes, name, kind)
     try:
@@ -229,7 +248,8 @@ def _decode_data_uri(uri: str, max_bytes: int, name: str, example: str) -> bytes
     except (binascii.Error, ValueError):
         raise MediaError(
             f"{name}: its {len(body)} characters are not valid base64 (letters, digits, + and /, padded with = to a "
-            "multiple of 4, without line breaks)."
+            "multiple of 4, without line breaks).",
+            kind="media_data",
         ) from None
 
 
@@ -241,5 +261,6 @@ def _too_many_bytes(count: int, max_bytes: int, name: str, kind: Literal["pictur
     )
     return MediaError(
         f"{name}: {count / 2**20:.1f} MiB is too large, at most {max_bytes / 2**20:.1f} MiB are read ({limit}). "
-        f"{advice}"
+        f"{advice}",
+        kind="media_large",
     )

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from opsin.spec.resample import begins_with_columns
+
 FAST_ERROR = "at most 2 of 255 levels away from Pillow, fewer than 1 value in 100 at all"
 """Measured for `Pixels("pillow")` in tests/nn/test_pixels.py over sizes, photographs and noise. Torch keeps the weights
 of the filter in 16 bits, Pillow in 22."""
@@ -21,16 +23,14 @@ class Pixels:
     """Bicubic resizing with antialiasing and normalising, on a CPU."""
 
     def __init__(self, order: Literal["torch", "pillow"]) -> None:
-        """order: of the two passes, between which both round to 8 bits. `torch`: always along lines first. `pillow`: as
-        the installed Pillow does it, without which clipped pixels differ by up to 24 levels."""
-        self._may_begin_with_columns = order == "pillow" and int(version("pillow").split(".")[0]) >= 13
+        """order: of the two passes. `torch`: always along lines first. `pillow`: as the installed Pillow does it."""
+        self._pillow = int(version("pillow").split(".")[0]) if order == "pillow" else 0
 
     def resize(self, levels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
         """(H, W, C) to (height, width, C), of 3 or 4 channels. size: (width, height)."""
-        (height, width), (new_width, new_height) = levels.shape[:2], size
-        fewer_lines, fewer_columns = height - new_height, width - new_width
-        if self._may_begin_with_columns and fewer_lines > max(0, 2 * fewer_columns):
-            levels = _resize(levels, (width, new_height))
+        height, width = levels.shape[:2]
+        if begins_with_columns((width, height), size, pillow=self._pillow):
+            levels = _resize(levels, (width, size[1]))
         return _resize(levels, size)
 
     def normalise(

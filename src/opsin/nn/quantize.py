@@ -21,6 +21,8 @@ from opsin.nn.lora import WithLoRA, find_targets, replace_layer
 
 Bits = Literal["int8", "int4", "nf4"]
 
+BITS_STORED: dict[Bits, float] = {"int8": 8, "int4": 4.5, "nf4": 4.25}
+"""Of each weight, with the scales of its group; a scale per row is not worth counting."""
 GROUP = 64
 """Weights that share a scale in 4 bits."""
 MIN_GROUP = 16
@@ -96,23 +98,34 @@ class _Restored(torch.autograd.Function):
         return grad @ ctx.layer.weight_as(grad.dtype), None
 
 
+def quantizable(module: nn.Module, bits: Bits, *, keep: Collection[str] = ()) -> list[str]:
+    """Names of the linear layers of tower and language model that can be stored so, the patch embedding and head aside.
+
+    keep: tensors that stay, because they train.
+    """
+    layers = {name: module.get_submodule(name) for name in find_targets(module, ("*",))}
+    return [
+        name
+        for name, layer in layers.items()
+        if isinstance(layer, nn.Linear) and name.startswith(("vision.", "decoder.")) and f"{name}.weight" not in keep
+        if bits == "int8" or gcd(GROUP, layer.in_features) >= MIN_GROUP
+    ]
+
+
 @torch.no_grad()
 def quantize(module: nn.Module, bits: Bits, *, keep: Collection[str] = ()) -> int:
-    """Replace the linear layers of tower and language model, in place, one by one; returns how many.
+    """Replace the layers that are `quantizable`, in place, one by one; returns how many. Before adapters are added.
 
-    keep: tensors that stay, because they train. Patch embedding, connector, head and everything that is no linear layer
-    keep their numbers, and are float32 afterwards.
+    All other parameters keep their numbers, and are float32 afterwards.
     """
-    count = 0
-    for name in find_targets(module, ("*",)):
-        layer = module.get_submodule(name)
-        frozen = name.startswith(("vision.", "decoder.")) and f"{name}.weight" not in keep
-        if type(layer) is nn.Linear and frozen and (bits == "int8" or gcd(GROUP, layer.in_features) >= MIN_GROUP):
-            replace_layer(module, name, QuantizedLinear(layer, bits))
-            count += 1
+    names = quantizable(module, bits, keep=keep)
+    for name in names:
+        linear = module.get_submodule(name)
+        assert type(linear) is nn.Linear
+        replace_layer(module, name, QuantizedLinear(linear, bits))
     for parameter in module.parameters():
         parameter.data = parameter.data.float()
-    return count
+    return len(names)
 
 
 @cache

@@ -35,10 +35,19 @@ class VisionLayer(nn.Module):
         self.scale1 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
         self.scale2 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor, *, mask: Mask, rotation: Rotation | None) -> Tensor:
-        """x: (N, tokens, D) -> same shape."""
-        x = x + self.scale1(self.attn(self.norm1(x), mask=mask, rotation=rotation))
-        return x + self.scale2(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, *, mask: Mask, rotation: Rotation | None, drop: float = 0.0) -> Tensor:
+        """x: (N, tokens, D) -> same shape. drop: how likely a half-block is left out of a row."""
+        x = x + drop_rows(self.scale1(self.attn(self.norm1(x), mask=mask, rotation=rotation)), drop)
+        return x + drop_rows(self.scale2(self.mlp(self.norm2(x))), drop)
+
+
+def drop_rows(x: Tensor, share: float) -> Tensor:
+    """x: (N, ...) with about `share` of its rows set to 0, the others scaled up (stochastic depth,
+    arXiv:1603.09382)."""
+    if not share:
+        return x
+    kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - share)
+    return x * (kept / (1 - share))
 
 
 class VisionTower(nn.Module):
@@ -47,6 +56,8 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
+        self.drop_path = 0.0
+        """While training: how likely the last block leaves a tile as it is; earlier blocks less, the first never."""
         # A convolution whose stride equals its kernel is a linear layer over flat patches: see `_embed`.
         self.patch = nn.Linear(config.patch_dim, config.dim, bias=config.patch_bias)
         self.class_token = nn.Parameter(torch.empty(config.dim)) if config.has_class_token else None
@@ -77,7 +88,8 @@ class VisionTower(nn.Module):
         x = self.norm_pre(x)
         states = {0: x}
         for index, layer in enumerate(self.layers[: config.num_used_layers], start=1):
-            x = layer(x, mask=mask, rotation=rotation)
+            drop = self.drop_path * (index - 1) / max(1, config.num_layers - 1) if self.training else 0.0
+            x = layer(x, mask=mask, rotation=rotation, drop=drop)
             if index in config.out_indices:
                 states[index] = x
         features = torch.cat([states[index] for index in config.out_indices], dim=-1)

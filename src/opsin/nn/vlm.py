@@ -8,6 +8,7 @@ from opsin.nn.cache import KVCache
 from opsin.nn.connectors import make_connector
 from opsin.nn.decoder import Decoder
 from opsin.nn.layout import row_table
+from opsin.nn.rope import pick
 from opsin.nn.seq2seq import Seq2Seq
 from opsin.nn.vision import VisionTower
 from opsin.spec.model import VLMConfig
@@ -50,16 +51,23 @@ class VLM(nn.Module):
             x.view(-1, x.shape[-1]).index_copy_(0, batch.slots, table[batch.slot_rows].to(x.dtype))
         return x
 
-    def hidden(self, batch: Batch, cache: KVCache | None = None, *, rows: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, batch: Batch, cache: KVCache | None = None, *, rows: Tensor | None = None, last_only: bool = False
+    ) -> Tensor:
         """Hidden states (B, T, D) after the final norm.
 
         With a cache the batch's rows continue the cached ones, and their keys and values are added to it.
+        last_only: (B, 1, D), the state after each row's last token, which is all that an answer begins from; with a
+        cache the last layer then computes no other.
         """
         x = self.embed(batch, rows)
+        places = [length - 1 for length in batch.lengths] if last_only and x.shape[1] > 1 else None
         if isinstance(self.decoder, Seq2Seq):
-            return self.decoder(x, batch=batch, cache=cache)
+            hidden = self.decoder(x, batch=batch, cache=cache)
+            return hidden if places is None else pick(hidden, places)
         if cache is None:
-            return self.decoder(x, positions=batch.positions, mask=batch.mask, lengths=self._lengths(batch, None))
+            hidden = self.decoder(x, positions=batch.positions, mask=batch.mask, lengths=self._lengths(batch, None))
+            return hidden if places is None else pick(hidden, places)
         needed = max(cache.lengths) + x.shape[1]
         if needed > cache.capacity:
             cache.reserve(max(needed, 2 * cache.capacity))  # doubling, so that a caller who guessed low pays once
@@ -69,6 +77,7 @@ class VLM(nn.Module):
             mask=cache.mask(x.shape[1]),
             cache=cache,
             lengths=self._lengths(batch, cache),
+            places=places,
         )
         cache.advance(batch.lengths)
         return hidden

@@ -7,7 +7,7 @@ it is integers from (width, height), number of frames and frames per second.
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import PositiveFloat, PositiveInt
@@ -103,6 +103,22 @@ class Native(Spec):
     def uses_newline(self) -> bool:
         """Whether the model has a learned newline row."""
         return False
+
+    def smaller(self) -> tuple[Self, ...]:
+        """The rule with ever fewer pixels of pictures and videos, each step a tenth less, down to `min_pixels`."""
+        rules: list[Self] = []
+        most = self.max_pixels
+        while most > self.min_pixels:
+            most = max(most * 9 // 10, self.min_pixels)
+            video = self.video
+            if video is not None:
+                share, total = Fraction(most, self.max_pixels), video.max_total_pixels
+                video = video.replace(
+                    max_pixels=max(int(video.max_pixels * share), video.min_pixels),
+                    max_total_pixels=total and max(int(total * share), 1),
+                )
+            rules.append(self.replace(max_pixels=most, video=video))
+        return tuple(rules)
 
     def tiling(self, size: Size, patch_size: int) -> Tiling:
         """Canvases and tiles for a picture of `size`: one of each."""

@@ -50,6 +50,10 @@ class _TileByTile(Spec):
         """Whether the model has a learned newline row."""
         return False
 
+    def smaller(self) -> tuple[Self, ...]:
+        """Rules under which pictures take ever fewer tokens; none where every picture takes the same."""
+        return ()
+
     def layout(self, tiling: Tiling, row_grids: Sequence[Grid], *, class_rows: int = 0) -> RowLayout:
         """Every row, tile by tile: the class token, if kept, then the raster."""
         return RowLayout(np.arange(_num_rows(row_grids, class_rows), dtype=np.int32))
@@ -139,6 +143,14 @@ class AnyRes(Spec):
     def candidates(self) -> tuple[Size, ...]:
         """Resolutions as (width, height), in the order they are tried."""
         return self.resolutions if self.compat == "original" else tuple((h, w) for w, h in self.resolutions)
+
+    def smaller(self) -> tuple[Self, ...]:
+        """The rule with mosaics of ever fewer tiles, down to the smallest that the model knows."""
+        areas = sorted({math.prod(each) for each in self.resolutions}, reverse=True)
+        return tuple(
+            self.replace(resolutions=tuple(each for each in self.resolutions if math.prod(each) <= area))
+            for area in areas[1:]
+        )
 
     def best_resolution(self, size: Size) -> Size:
         """The candidate that keeps most of the picture's pixels, then wastes fewest of its own, then comes first."""
@@ -264,6 +276,11 @@ class DynamicTiles(_TileByTile):
         if most < self.min_tiles:  # no grid is left to choose from; the authors' code then takes one tile
             return self.replace(min_tiles=1, max_tiles=1)
         return self.replace(max_tiles=most)
+
+    def smaller(self) -> tuple[Self, ...]:
+        """The rule with ever fewer tiles, down to one."""
+        counts = range(self.max_tiles - 1, 0, -1)
+        return tuple(self.replace(max_tiles=count, min_tiles=min(self.min_tiles, count)) for count in counts)
 
     def grid(self, size: Size) -> tuple[int, int]:
         """(columns, rows) whose ratio is nearest the picture's. Of equally near ones a later, larger one wins only

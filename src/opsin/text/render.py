@@ -72,25 +72,35 @@ def render(chat: ChatFormat, messages: Sequence[Message], *, mode: Mode) -> list
     for place, message in enumerate(turns):
         if message.role == "assistant":
             written = bool(chat.decoder_start) and mode == "train" and place == len(turns) - 1
-            spans += _decoder_turn(chat, message.text) if written else _assistant_turn(chat, message)
+            spans += _decoder_turn(chat, message) if written else _assistant_turn(chat, message)
             continue
-        spans += _user_turn(chat, message, numbers, is_first=not seen_user, head=[] if seen_user else head)
+        # Where a question's first mark ends the answer before it, it is taught with that answer.
+        follows = turns[place - 1].loss if place else True
+        spans += _user_turn(
+            chat, message, numbers, is_first=not seen_user, head=[] if seen_user else head, teach=follows
+        )
         seen_user = True
     if mode == "prompt":
-        return spans + (_decoder_turn(chat, "") if chat.decoder_start else _pieces(chat.assistant.prefix))
-    return spans + _pieces(chat.end)
+        return spans + (
+            _decoder_turn(chat, Message("assistant", ())) if chat.decoder_start else _pieces(chat.assistant.prefix)
+        )
+    return spans + _pieces(chat.end, teach=turns[-1].loss)
 
 
 def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple[str, list[Message]]:
     """The system text and the turns to write, checked. Errors number messages from 1."""
     for number, message in enumerate(messages, start=1):
         if message.role == "system" and number > 1:
-            raise MessageError(f"message {number} is a system message; only the first message can be one")
+            raise MessageError(f"message {number} is a system message; only the first message can be one", kind="order")
         if message.role != "user" and (message.images or message.videos):
             kind = "picture" if message.images else "video"
-            raise MessageError(f"message {number} ({message.role}) holds a {kind}; only user messages can hold one")
+            raise MessageError(
+                f"message {number} ({message.role}) holds a {kind}; only user messages can hold one", kind="order"
+            )
     if not any(message.role == "user" for message in messages):
-        raise MessageError(f"no user message among {len(messages)} message(s); a conversation needs at least one")
+        raise MessageError(
+            f"no user message among {len(messages)} message(s); a conversation needs at least one", kind="order"
+        )
     if mode == "prompt" and messages[-1].role != "user":
         raise MessageError(
             f"message {len(messages)}, the last one, is the assistant's, so there is nothing to answer; "
@@ -99,7 +109,8 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
     if mode == "train" and chat.decoder_start and messages[-1].role != "assistant":
         raise MessageError(
             f"message {len(messages)}, the last one, is no answer of the assistant's, which is what format "
-            f"{chat.name!r} teaches; end with one"
+            f"{chat.name!r} teaches; end with one",
+            kind="no_answer",
         )
     system, turns, first = chat.system, list(messages), 1
     if turns[0].role == "system":
@@ -112,10 +123,14 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
             if message.role != expected:
                 raise MessageError(
                     f"message {first + place} is the {message.role}'s, and format {chat.name!r} needs the {expected}'s "
-                    f"there: user and assistant take turns; join neighbouring {message.role} messages into one"
+                    f"there: user and assistant take turns; join neighbouring {message.role} messages into one",
+                    kind="order",
                 )
     if chat.system_place == "in_first_user" and system and not turns[0].parts:
-        raise MessageError(f"the first user message is empty; format {chat.name!r} writes the system text inside it")
+        raise MessageError(
+            f"the first user message is empty; format {chat.name!r} writes the system text inside it",
+            kind="empty_question",
+        )
     return system, turns
 
 
@@ -126,7 +141,7 @@ def _cut(message: Message) -> Message:
         parts[0] = TextPart(parts[0].text.lstrip())
     if parts and isinstance(parts[-1], TextPart):
         parts[-1] = TextPart(parts[-1].text.rstrip())
-    return Message(message.role, tuple(part for part in parts if part != TextPart("")))
+    return replace(message, parts=tuple(part for part in parts if part != TextPart("")))
 
 
 def _take_opening(chat: ChatFormat, turns: list[Message]) -> tuple[Message, list[Message]]:
@@ -134,7 +149,7 @@ def _take_opening(chat: ChatFormat, turns: list[Message]) -> tuple[Message, list
     first, *others = turns
     if chat.markup.placement != "first" or first.role != "user":
         return Message("user", ()), turns
-    pictures = tuple(part for part in first.parts if not isinstance(part, TextPart))
+    pictures = tuple(part for part in first.parts if isinstance(part, MediaPart))
     text = first.text.strip() if pictures else first.text
     return Message("user", pictures), [Message("user", (TextPart(text),) if text else ()), *others]
 
@@ -157,7 +172,7 @@ def _pieces(pieces: Pieces, *, source: Literal["begin", "template"] = "template"
 
 def _numbers(turns: Sequence[Message]) -> dict[MediaPart, int]:
     """For each picture and video, how many of its kind the conversation has shown with it."""
-    shown = [part for message in turns for part in message.parts if not isinstance(part, TextPart)]
+    shown = [part for message in turns for part in message.parts if isinstance(part, MediaPart)]
     return {
         part: number
         for kind in (ImagePart, VideoPart)
@@ -166,14 +181,15 @@ def _numbers(turns: Sequence[Message]) -> dict[MediaPart, int]:
 
 
 def _user_turn(
-    chat: ChatFormat, message: Message, numbers: dict[MediaPart, int], *, is_first: bool, head: list[Span]
+    chat: ChatFormat, message: Message, numbers: dict[MediaPart, int], *, is_first: bool, head: list[Span], teach: bool
 ) -> list[Span]:
-    """head: the system text, for formats that write it inside the first user turn."""
+    """head: the system text, for formats that write it inside the first user turn. teach: whether marks are taught."""
     turn = chat.user
     content = _content(chat, message, numbers)
     if not content and chat.empty_turn == "prefix":
-        return _pieces(turn.prefix)
-    before = [*_pieces(() if is_first else chat.between), *_pieces(turn.prefix), *_pieces(turn.lead)]
+        return _pieces(turn.prefix, teach=teach)
+    between = () if is_first else chat.between
+    before = [span for part in (between, turn.prefix, turn.lead) for span in _pieces(part, teach=teach)]
     return [*before, *head, *content, *_pieces(turn.suffix)]
 
 
@@ -183,15 +199,16 @@ def _content(chat: ChatFormat, message: Message, numbers: dict[MediaPart, int]) 
     in_front = chat.markup.placement != "inline" and bool(message.images or message.videos)
     if in_front:
         text = "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
-        parts = [part for part in parts if not isinstance(part, TextPart)]
+        parts = [part for part in parts if isinstance(part, MediaPart)]
         if text:
             parts.append(TextPart(text))
-    beside = [part for part in parts if not isinstance(part, TextPart) and part.standing == "beside"]
+    beside = [part for part in parts if isinstance(part, MediaPart) and part.standing == "beside"]
     spans: list[Span] = []
     for place, part in enumerate(parts):
         if isinstance(part, TextPart):
             spans += _said(chat, part.text, taught=False, source="user")
             continue
+        assert isinstance(part, MediaPart), "names and boxes are spelled before"
         is_beside = part.standing == "beside"
         enough = {"all": True, "beside": is_beside, "several_beside": is_beside and len(beside) > 1}
         if enough[chat.markup.labelled]:
@@ -221,7 +238,7 @@ def _label(chat: ChatFormat, part: MediaPart, number: int) -> list[Span]:
 
 def _assistant_turn(chat: ChatFormat, message: Message) -> list[Span]:
     turn = chat.assistant
-    taught = not chat.decoder_start  # an answer that an encoder reads is no target
+    taught = message.loss and not chat.decoder_start  # an answer that an encoder reads is no target
     answer = _said(chat, message.text, taught=taught, source="assistant")
     if not answer and chat.empty_turn == "prefix":
         return _pieces(turn.prefix)
@@ -230,10 +247,10 @@ def _assistant_turn(chat: ChatFormat, message: Message) -> list[Span]:
     return [*prefix, *lead, *answer, *suffix]
 
 
-def _decoder_turn(chat: ChatFormat, answer: str) -> list[Span]:
+def _decoder_turn(chat: ChatFormat, answer: Message) -> list[Span]:
     """The last answer of a model with an encoder, or where it is to begin."""
     start = [*_pieces(chat.assistant.prefix), *_pieces(chat.encoder_end)]
-    text: list[Span] = [TextSpan(answer, True, "assistant")] if answer else []
+    text: list[Span] = [TextSpan(answer.text, answer.loss, "assistant")] if answer.text else []
     return [*start, ControlSpan(chat.decoder_start, False, "decoder"), *text]
 
 

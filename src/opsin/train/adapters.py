@@ -12,7 +12,7 @@ from opsin.nn.quantize import Bits, quantize
 from opsin.spec.recipe import BASE, RunConfig
 from opsin.train.prepare import PreparedStage
 from opsin.train.trainable import Trainable
-from opsin.weights import Model
+from opsin.weights import Model, RetrievalModel
 from opsin.weights.hub import is_preset
 
 
@@ -37,10 +37,11 @@ class StageModels:
         self.config, self.has_name = config, has_name
         self.output = Path(config.output)
 
-    def begin(self, number: int, model: Model) -> None:
+    def begin(self, number: int, model: Model | RetrievalModel) -> None:
         """Keep the model that the first stage's adapters belong to, where no name leads to it. Before any are added."""
         if self.config.stages[number].lora is None or number > 0 or self.has_name:
             return
+        assert isinstance(model, Model), "models that compare train no adapters"
         if not (self.output / BASE).exists():
             weights.save_native(self.output / BASE, model.vlm, model.config, model.tokenizer)
 
@@ -54,10 +55,10 @@ class StageModels:
         whole = [name for name in trainable.names if name in plain]
         weights.save_adapter(folder, model, lora, base=self._base(folder, number), trained=whole)
 
-    def end(self, model: Model) -> None:
+    def end(self, model: Model | RetrievalModel) -> None:
         """Merge adapters, so that the next stage meets a plain model. What is quantised stays as it is."""
         if self.config.quantize is None:
-            merge(model.vlm)
+            merge(model.module)
 
     def _base(self, folder: Path, number: int) -> str:
         """What the adapters of a stage belong to: the stage before, or what the run started from."""

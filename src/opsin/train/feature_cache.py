@@ -102,6 +102,8 @@ def with_cache(objective: Objective, module: nn.Module, prepared: PreparedStage,
             f"stage {stage.name!r}: cache_features keeps what the vision tower computes, but the tower trains "
             f"({len(moving)} tensors, such as {moving[0]!r}). Leave one of the two out"
         )
+    if stage.drop_path:
+        raise ConfigError(f"stage {stage.name!r}: with drop_path the tower gives other features each time; set it to 0")
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise ConfigError(
             f"stage {stage.name!r}: cache_features is for one process. Several that hold parts of a tower must run it "

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Literal, TypedDict, TypeVar
@@ -17,7 +17,8 @@ from opsin.data.order import derive_seed
 from opsin.data.passes import passes
 from opsin.encode import Encoded
 from opsin.errors import TrainError
-from opsin.train.objectives import Objective
+from opsin.train.culprit import Watch, bad_gradients, listed
+from opsin.train.objectives import Loss, Objective
 from opsin.train.optim import Optimizer, rate_factor
 from opsin.train.trainable import GradientCheck, Trainable, set_trainable
 
@@ -40,6 +41,10 @@ class Row(TypedDict):
     lr: dict[str, float]
     """Learning rate of each group of tensors."""
     samples: int
+    shortened: int
+    """Of these, how many were too long and were cut to fit (`overlong`)."""
+    left_out: int
+    """How many others were bad or too long and were replaced (`left_out.jsonl`)."""
     passes: int
     """How many times the model ran: the samples of a step are cut into passes (gradient accumulation)."""
     tokens: int
@@ -104,16 +109,26 @@ class StageLoop:
         finally:
             self.module.eval()
 
+    def end(self) -> None:
+        """Let the stage end with the step that was made last."""
+        self.num_steps = self.step
+
     def _one_step(self, stream: "_Stopwatch[Encoded]") -> Row:
         started, waited = time.perf_counter(), stream.seconds
-        num_samples = len(self.feed.step_samples(self.step))
-        groups = passes(islice(stream, num_samples), self.stage.batch)
-        with reproducible(self.device, derive_seed(self.feed.seed, self.stage.name, "step", self.step)):
-            done = [self._one_pass(group) for group in groups]
+        shortened = self.feed.num_shortened
+        with self._randomness():
+            done = [self._one_pass(group, self.objective) for group in self._groups(stream)]
+            left_out = self.feed.settle(self.step)
             image_tokens = sum(one.image_tokens for one in done)
             self._check_gradients(with_pictures=image_tokens > 0)
             loss, norm = self._finish_gradient(done)
-            factor = rate_factor(self.stage.schedule, self.step, self.num_steps)
+            factor = rate_factor(
+                self.stage.schedule,
+                self.step,
+                self.num_steps,
+                lr=self.stage.optim.lr,
+                steps_per_epoch=self.feed.steps_per_epoch,
+            )
             self.optimizer.step(factor)
         for parameter in self.trained.values():
             parameter.grad = None
@@ -125,7 +140,9 @@ class StageLoop:
             loss=loss,
             grad_norm=norm,
             lr=self.optimizer.rates(factor),
-            samples=num_samples,
+            samples=sum(len(one.names) for one in done),
+            shortened=self.feed.num_shortened - shortened,
+            left_out=len(left_out),
             passes=len(done),
             tokens=sum(one.tokens for one in done),
             image_tokens=image_tokens,
@@ -134,11 +151,23 @@ class StageLoop:
             data_seconds=stream.seconds - waited,
         )
 
-    def _one_pass(self, samples: list[Encoded]) -> _Pass:
-        """Forward and backward. The gradient of the sum over tokens is added to those of the step's other passes."""
+    def _randomness(self) -> AbstractContextManager[None]:
+        """What random numbers and orders of sums follow from: the step's number."""
+        return reproducible(self.device, derive_seed(self.feed.seed, self.stage.name, "step", self.step))
+
+    def _groups(self, samples: Iterator[Encoded]) -> Iterator[list[Encoded]]:
+        """The samples of each pass of the step that is due."""
+        return passes(islice(samples, len(self.feed.step_samples(self.step))), self.stage.batch)
+
+    def loss_of(self, samples: list[Encoded], objective: Objective) -> Loss:
+        """The samples of one pass through the model."""
         batch = (pack if self.stage.batch.form == "pack" else pad)(samples).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            loss = self.objective(self.module, batch)
+            return objective(self.module, batch)
+
+    def _one_pass(self, samples: list[Encoded], objective: Objective) -> _Pass:
+        """Forward and backward. The gradient of the sum over tokens is added to those of the step's other passes."""
+        loss = self.loss_of(samples, objective)
         if not loss.total.requires_grad:
             raise TrainError(f"stage {self.stage.name!r}: the loss depends on no tensor that trains")
         loss.total.backward()
@@ -173,20 +202,27 @@ class StageLoop:
         return loss, norm
 
     def _not_finite(self, done: Sequence[_Pass], loss: float, norm: float) -> TrainError:
-        guilty = [one for one in done if not torch.isfinite(one.total)] or list(done)
-        names = [name for one in guilty for name in one.names]
-        tensors = [name for name, p in self.trained.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        tensors = bad_gradients(self.trained)
+        watch = self._run_again()
+        where = watch.found or "every output and gradient of a module is finite"
+        guilty = [one for one in done if not torch.isfinite(one.total)]
+        names = watch.samples if watch.samples and not guilty else [n for one in guilty or done for n in one.names]
         return TrainError(
             f"stage {self.stage.name!r}, step {self.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}. "
-            f"Nothing was updated. Samples of the passes concerned: {_listed(names)}."
-            + (f" Tensors whose gradient is not finite: {_listed(tensors)}." if tensors else "")
+            f"Nothing was updated. Samples of the passes concerned: {listed(names)}. Computed once more: {where}."
+            + (f" Tensors whose gradient is not finite: {listed(tensors)}." if tensors else "")
             + " Look at these samples, or lower the learning rate."
         )
 
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:8])
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    def _run_again(self) -> Watch:
+        """The failed step's passes, watched: all of them, as processes that share a step have to run as many."""
+        for parameter in self.trained.values():
+            parameter.grad = None
+        watch = Watch(self.module, self.objective)
+        with closing(self.feed.stream(self.step, workers=0)) as samples, self._randomness(), watch.watching():
+            for group in self._groups(samples):
+                self._one_pass(group, watch.objective)
+        return watch
 
 
 @contextmanager

@@ -1,33 +1,49 @@
 """Optimizers over named tensors, and learning rates over steps."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from opsin.errors import ConfigError, TrainError
-from opsin.spec.recipe import Muon, OptimConfig, Schedule, matches
+from opsin.spec.recipe import AdamW, Muon, OptimConfig, Schedule, matches
 
 NOT_HIDDEN = (".decoder.embed.", ".decoder.head.", ".vision.patch.", ".vision.positions")
 """Parts of names of matrices that Muon leaves to AdamW: they face tokens or pixels, not hidden states."""
 
 
-def rate_factor(schedule: Schedule, step: int, num_steps: int) -> float:
+BEFORE_LAYERS = ("patch", "class_token", "positions", "norm_pre", "embed")
+"""Second names of what a part's first layer reads, for `layer_decay`."""
+
+
+def rate_factor(
+    schedule: Schedule, step: int, num_steps: int, *, lr: float = 1.0, steps_per_epoch: int | None = None
+) -> float:
     """Factor on every learning rate at one step, from 0.
 
     As in transformers' get_cosine_schedule_with_warmup, which trained LLaVA: the first step of a warm-up has rate 0,
     and the cosine ends at 0 one step after the last.
+    lr: the rate that the schedule's own rates belong to. steps_per_epoch: for `cosine_of_epochs`.
     """
     warmup = schedule.warmup_steps
     if warmup is None:
         warmup = math.ceil(num_steps * schedule.warmup_ratio)
-    if step < warmup:
-        return step / warmup
+    if schedule.kind == "cosine_of_epochs":
+        assert steps_per_epoch is not None
+        epoch, num_epochs = step // steps_per_epoch, -(-num_steps // steps_per_epoch)
+        warming, done = step < warmup and epoch == 0, epoch / num_epochs
+    else:
+        warming, done = step < warmup, (step - warmup) / max(1, num_steps - warmup)
+    if warming:
+        start = schedule.warmup_start_lr / lr
+        return start + (1 - start) * step / warmup
     if schedule.kind == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
+    end = schedule.min_lr / lr
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True)
@@ -39,13 +55,16 @@ class Group:
     lr: float
     decay: bool
     algorithm: str
+    scale: float
+    """What `layer_decay` makes of `lr`: a factor, 1 for the fastest."""
     names: tuple[str, ...]
 
 
 def make_groups(trained: Mapping[str, nn.Parameter], config: OptimConfig) -> list[Group]:
     """Sort tensors into groups by rate, decay and algorithm. Raises ConfigError for a rate that no tensor gets."""
-    keys: dict[str, tuple[str, float, bool, str]] = {}
+    keys: dict[str, tuple[str, float, bool, str, float]] = {}
     used: set[tuple[str, str]] = set()
+    scales = _layer_scales(trained, config.rest if isinstance(config, Muon) else config)
     for name, parameter in trained.items():
         hidden = isinstance(config, Muon) and parameter.ndim == 2 and not any(part in f".{name}" for part in NOT_HIDDEN)
         settings = config.rest if isinstance(config, Muon) and not hidden else config
@@ -54,7 +73,8 @@ def make_groups(trained: Mapping[str, nn.Parameter], config: OptimConfig) -> lis
         used.add((settings.kind, pattern or ""))
         label = (pattern or name.split(".")[0]) + ("/muon" if hidden else "")
         # Norms, biases and single vectors (class token, newline) are not decayed.
-        keys[name] = (label, lr, parameter.ndim >= 2, "muon" if hidden else "adamw")
+        scale = 1.0 if hidden else scales.get(name, 1.0)
+        keys[name] = (label, lr, parameter.ndim >= 2, "muon" if hidden else "adamw", scale)
     for settings in (config, config.rest) if isinstance(config, Muon) else (config,):
         for pattern in settings.part_lr:
             if (settings.kind, pattern) not in used:
@@ -64,6 +84,23 @@ def make_groups(trained: Mapping[str, nn.Parameter], config: OptimConfig) -> lis
     return [
         Group(*key, names=tuple(name for name in keys if keys[name] == key)) for key in dict.fromkeys(keys.values())
     ]
+
+
+def _layer_scales(names: Iterable[str], settings: AdamW) -> dict[str, float]:
+    """Factors by `layer_decay`: with n layers, decay ** (n - i) for layer i from 0, one more for what it reads."""
+    scales: dict[str, float] = {}
+    for part, decay in settings.layer_decay.items():
+        found = {name: re.search(r"\.layers\.(\d+)\.", name) for name in names if matches(name, part)}
+        layers = [int(each[1]) for each in found.values() if each is not None]
+        if not layers:
+            raise ConfigError(f"layer_decay names {part!r}, but no layer of it trains")
+        count = max(layers) + 1
+        for name, each in found.items():
+            if each is not None:
+                scales[name] = decay ** (count - int(each[1]))
+            elif name.split(".")[1] in BEFORE_LAYERS:
+                scales[name] = decay ** (count + 1)
+    return scales
 
 
 class Optimizer:
@@ -84,8 +121,8 @@ class Optimizer:
     def _settings(self, group: Group, weight_decay: float) -> dict[str, object]:
         return {
             "params": [self.trained[name] for name in group.names],
-            "lr": group.lr,
-            "base_lr": group.lr,
+            "lr": group.lr * group.scale,
+            "base_lr": group.lr * group.scale,
             "weight_decay": weight_decay if group.decay else 0.0,
         }
 
@@ -97,7 +134,7 @@ class Optimizer:
             optimizer.step()
 
     def rates(self, factor: float) -> dict[str, float]:
-        """Learning rates by label."""
+        """Learning rates by label, before `layer_decay`."""
         return {group.label: group.lr * factor for group in self.groups}
 
     def state(self) -> dict[str, Tensor]:

@@ -1,93 +1,97 @@
-"""What a run would do, without doing it: the whole config, what trains, how many steps and tokens, how much memory."""
+"""What a run would do, without doing it: the whole config, what trains, and what each stage takes."""
 
+import json
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import asdict
 
-from torch import nn
-
-from opsin.data.feed import Feed
-from opsin.errors import OpsinError
-from opsin.nn.lora import attach, detach
-from opsin.nn.quantize import quantize
-from opsin.spec.model import VLMConfig
-from opsin.spec.recipe import RunConfig, Stage
-from opsin.text.tokenizer import Tokenizer, load_tokenizer
+from opsin.spec.machine import Machine
+from opsin.spec.recipe import RunConfig
 from opsin.train.config import to_yaml
-from opsin.train.optim import make_groups
-from opsin.train.prepare import describe_model, describe_trainable, prepare_stage, stage_config, tokenizer_name
-from opsin.train.trainable import Trainable, choose, idle_tensors
-from opsin.weights.init import on_meta
+from opsin.train.estimate import StageEstimate, estimate, walk
+from opsin.train.log import duration
+from opsin.train.prepare import describe_trainable
 
-TRIED_SAMPLES = 16
-"""Samples that are encoded to estimate how long all are."""
-BYTES_TRAINED = {"adamw": 16, "muon": 12}
-"""Bytes of a trained number: itself, its gradient, and one or two averages, all in float32."""
-BYTES_FROZEN = 4
+GIB = 2**30
 
 
-def preview(config: RunConfig) -> Iterator[str]:
+def preview(config: RunConfig, machine: Machine | None = None) -> Iterator[str]:
     """Lines to print. Raises for what is wrong with the config; data that is not here yet is told of."""
     yield to_yaml(config).rstrip()
-    model = describe_model(config.model)
-    module = on_meta(model)
-    tokenizer, missing = _local_tokenizer(config)
-    for number, stage in enumerate(config.stages, start=1):
+    for number, (stage, module, trainable) in enumerate(walk(config, machine), start=1):
         yield ""
-        yield f"stage {number} of {len(config.stages)}: {stage.name}"
-        idle = idle_tensors(module, stage_config(model, stage))
-        trainable = choose(module, stage.trainable, idle=idle, lora=stage.lora)
-        if stage.lora is not None:
-            if config.quantize is not None:
-                quantize(module, config.quantize, keep=trainable.names)
-            attach(module, stage.lora, trainable.targets)
+        yield f"stage {number} of {len(config.stages)}: {stage.stage}"
         yield from describe_trainable(module, trainable)
-        yield f"weights, gradients and optimizer take {_state_bytes(module, stage, trainable) / 2**30:,.2f} GiB"
-        detach(module)
-        yield from _describe_data(stage, module, model, tokenizer, missing, config.seed)
+        yield from _describe(stage)
+        if machine is not None:
+            yield _verdict(stage, machine, config.precision)
 
 
-def _describe_data(
-    stage: Stage, module: nn.Module, model: VLMConfig, tokenizer: Tokenizer | None, missing: str, seed: int
-) -> Iterator[str]:
-    try:
-        feed = prepare_stage(stage, module=module, model=model, tokenizer=tokenizer, seed=seed).feed
+def preview_json(config: RunConfig, machine: Machine | None = None) -> str:
+    """The same for programs: the config and the estimate of each stage."""
+    stages = [{**asdict(stage), "flops": stage.flops, "seconds": stage.seconds} for stage in estimate(config, machine)]
+    return json.dumps({"config": config.model_dump(mode="json"), "stages": stages}, indent=1)
+
+
+def _describe(stage: StageEstimate) -> Iterator[str]:
+    if stage.problem:
+        yield stage.problem
+    if stage.steps is None:
+        yield f"{stage.samples:,} samples per step; steps are not known: the data is not here and has no `count`"
+    elif stage.epoch_samples is None:
+        yield f"{stage.samples:,} samples per step: {stage.steps:,} steps"
+    else:
+        epochs = stage.steps / -(-stage.epoch_samples // stage.samples)
         yield (
-            f"{len(feed.source):,} samples per epoch, {stage.batch.samples} per step: {feed.num_steps:,} steps, "
-            f"{feed.num_steps / feed.steps_per_epoch:.2f} epochs"
+            f"{stage.epoch_samples:,} samples per epoch, {stage.samples:,} per step: {stage.steps:,} steps, "
+            f"{epochs:.2f} epochs"
         )
-        yield missing if tokenizer is None else _estimate(feed)
-    except OpsinError as error:
-        yield f"the data cannot be used yet: {error}"
+    shares = f"{stage.image_tokens:,} of pictures, {stage.taught_tokens:,} taught"
+    yield f"about {stage.tokens:,} tokens per step ({shares}), {stage.tokens_from}"
+    forward, backward = sum(stage.forward.values()), sum(stage.backward.values())
+    parts = ", ".join(f"{part} {_amount(flops + stage.backward[part])}" for part, flops in stage.forward.items())
+    again = f", blocks again {_amount(stage.again)}" if stage.checkpointing else ""
+    yield (
+        f"FLOPs per step {_amount(stage.flops)}: forwards {_amount(forward)}, backwards {_amount(backward)}{again} "
+        f"({parts})"
+    )
+    memory = stage.memory
+    state = memory.weights + memory.gradients + memory.optimizer
+    yield (
+        f"weights, gradients and optimizer take {state / GIB:,.2f} GiB on each device, activations "
+        f"{memory.activations / GIB:,.2f} GiB ({memory.activations_checkpointed / GIB:,.2f} GiB where blocks are "
+        f"computed again), working copies {memory.working / GIB:,.2f} GiB"
+    )
 
 
-def _estimate(feed: Feed) -> str:
-    """Tokens of a step, from samples spread over the data."""
-    count = min(TRIED_SAMPLES, len(feed.source))
-    tried = [feed.load(number * len(feed.source) // count, 0) for number in range(count)]
-    per_step = min(feed.stage.batch.samples, len(feed.source)) / count
-    tokens = sum(sample.num_tokens for sample in tried) * per_step
-    images = sum(sample.num_image_tokens for sample in tried) * per_step
-    taught = sum(sample.num_supervised for sample in tried) * per_step
-    shares = f"{images:,.0f} of pictures, {taught:,.0f} taught"
-    return f"about {tokens:,.0f} tokens per step ({shares}), estimated from {count} samples"
+def _verdict(stage: StageEstimate, machine: Machine, precision: str) -> str:
+    """Whether it fits, and how long it takes."""
+    needed = f"{stage.memory.total(checkpointing=stage.checkpointing) / GIB:,.1f} GiB"
+    if machine.device.memory is None:
+        fits = f"{needed} of memory"
+    else:
+        fits = f"{needed} of {machine.device.memory / GIB:.0f} GiB on each device"
+        fits += "" if stage.fits else ", which does NOT fit: take more devices, or a smaller batch.micro_tokens"
+    if stage.checkpointing:
+        fits += ", blocks computed again"
+    assert stage.seconds_per_step is not None
+    total = "" if stage.seconds is None else f", {readable(stage.seconds)} in all"
+    return (
+        f"on {machine.name}: {fits}; {stage.seconds_per_step:.3g} s per step{total}, at {machine.utilisation:.0%} of "
+        f"{_amount(machine.peak(precision))}FLOP/s [{machine.device.source}; the share is ours]"
+    )
 
 
-def _state_bytes(module: nn.Module, stage: Stage, trainable: Trainable) -> int:
-    parameters = dict(module.named_parameters())
-    trained = {name: parameters[name] for name in trainable.names}
-    total = BYTES_FROZEN * sum(p.numel() for name, p in parameters.items() if name not in trained)
-    total += sum(buffer.nbytes for buffer in module.buffers())
-    for group in make_groups(trained, stage.optim):
-        total += BYTES_TRAINED[group.algorithm] * sum(trained[name].numel() for name in group.names)
-    return total
+def readable(seconds: float) -> str:
+    """1:02:03, 7.0 hours or 3.2 days."""
+    if seconds < 2 * 3600:
+        return duration(seconds)
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-def _local_tokenizer(config: RunConfig) -> tuple[Tokenizer | None, str]:
-    """The tokenizer, where it is a folder; else why tokens cannot be counted. Nothing is downloaded for a preview."""
-    name = tokenizer_name(config) or config.model
-    if not Path(name).is_dir():
-        return None, f"tokens are not counted: the tokenizer of {name} is not a folder here"
-    try:
-        return load_tokenizer(Path(name)), ""
-    except OpsinError as error:
-        return None, f"tokens are not counted: {error}"
+def _amount(number: float) -> str:
+    """Three digits and a prefix: 4.85 P."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if number < 999.5:
+            return f"{number:.3g} {prefix}".rstrip() if not prefix else f"{number:.3g} {prefix}"
+        number /= 1000
+    return f"{number:.3g} E"

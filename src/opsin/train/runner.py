@@ -1,14 +1,17 @@
 """Runs: the stages of a recipe one after the other, in a folder that a stopped or crashed run goes on from.
 
 OUTPUT/run.yaml         the whole config, defaults included
-       log.jsonl        one line per optimizer step
+       log.jsonl        one line per optimizer step, and one per evaluation
+       left_out.jsonl   one line per sample that the run went on without, if any
        checkpoints/     the newest states of the run
+       best/STAGE/      the model as it was at the best evaluation of that stage, where there are any
        STAGE/           the model as it was at the end of that stage, ready for `opsin chat`; of a stage with
                         adapters, these and where their base is
        base/            the model that the first stage's adapters belong to, where no name leads to it
 """
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +22,26 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from opsin import weights
 from opsin.data.source import Fingerprinted, Source
 from opsin.errors import ConfigError, TrainError
 from opsin.nn.quantize import Bits
+from opsin.nn.vision import VisionTower
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.adapters import StageModels, add_adapters
 from opsin.train.checkpoint import CheckpointStore, Saved, sync
 from opsin.train.config import differences, to_yaml
+from opsin.train.evaluate import EvaluationRow, prepare_judge
 from opsin.train.feature_cache import with_cache
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
-from opsin.train.prepare import PreparedStage, check_names, describe_trainable, prepare_stage, start_model
+from opsin.train.prepare import PreparedStage, check_kind, check_names, describe_trainable, prepare_stage, start_model
 from opsin.train.stop import StopRequest
-from opsin.weights import Model
+from opsin.train.trackers import Trackers, check_installed
+from opsin.weights import Model, RetrievalModel
 
 CONNECTOR_FILE = "connector.safetensors"
 """What a stage that trains nothing but the connector writes besides the model: the next run's `init.connector`."""
@@ -45,7 +52,7 @@ class RunResult:
     """How a run ended."""
 
     status: Literal["finished", "stopped"]
-    model: Model
+    model: Model | RetrievalModel
     folder: Path
     """The model of the stage that was finished last; the run's own folder before that."""
     steps: int
@@ -72,6 +79,8 @@ def train_stage(
     bits: what its frozen linear layers are quantised to.
     module: a VLM, or anything that `objective` knows. source: gives conversations, which need a tokenizer, or Encoded.
     """
+    if stage.evaluate is not None:
+        raise ConfigError(f"stage {stage.name!r} asks for evaluations, which `run` makes; train_stage keeps no folder")
     prepared = prepare_stage(
         stage,
         module=module,
@@ -94,8 +103,9 @@ def train_stage(
 def run(
     config: RunConfig,
     *,
-    model: Model | None = None,
+    model: Model | RetrievalModel | None = None,
     sources: Mapping[str, Source] | None = None,
+    held_out: Mapping[str, Source] | None = None,
     objectives: Mapping[str, Objective] | None = None,
     on_row: Callable[[Row], None] | None = None,
     reporter: Reporter | None = None,
@@ -105,13 +115,16 @@ def run(
 
     A run that goes on gives the same bits as one that was never interrupted.
     model: what to start from, trained in place; by default what `config.model` and `config.init` say.
-    sources, objectives: by stage name, instead of the stage's `data` and of `next_token`.
+    sources, held_out, objectives: by stage name, instead of the stage's `data`, of `evaluate.data` and of `next_token`.
     on_row: called after each step. reporter: where progress is shown. stop: asks to stop after the current step.
     """
-    sources, objectives = sources or {}, objectives or {}
+    sources, held_out, objectives = sources or {}, held_out or {}, objectives or {}
     check_names(config, sources, "sources")
+    check_names(config, held_out, "held-out samples")
     check_names(config, objectives, "objectives")
-    return _Run(config, model, sources, objectives, on_row, reporter or Silence(), stop or StopRequest()).train()
+    check_installed(config)
+    reporter, stop = reporter or Silence(), stop or StopRequest()
+    return _Run(config, model, sources, held_out, objectives, on_row, reporter, stop).train()
 
 
 class _Run:
@@ -120,8 +133,9 @@ class _Run:
     def __init__(
         self,
         config: RunConfig,
-        model: Model | None,
+        model: Model | RetrievalModel | None,
         sources: Mapping[str, Source],
+        held_out: Mapping[str, Source],
         objectives: Mapping[str, Objective],
         on_row: Callable[[Row], None] | None,
         reporter: Reporter,
@@ -133,11 +147,12 @@ class _Run:
         self.saved = self._open_folder()
         self.models = StageModels(config, has_name=model is None and config.init == "model")
         self.model = model or start_model(config)
+        check_kind(config, self.model)
         self.device = choose_device(config.device)
         self.prepared = [
             prepare_stage(
                 stage,
-                module=self.model.vlm,
+                module=self.model.module,
                 model=self.model.config,
                 tokenizer=self.model.tokenizer,
                 seed=config.seed,
@@ -145,55 +160,79 @@ class _Run:
             )
             for stage in config.stages
         ]
-        self.log = RowLog(self.output / "log.jsonl", keep_bytes=self.saved.state["log_bytes"] if self.saved else 0)
+        self.judges = [prepare_judge(one, self.model, held_out.get(one.stage.name)) for one in self.prepared]
+        state = self.saved.state if self.saved else {"log_bytes": 0, "left_out_bytes": 0}
+        self.log = RowLog(self.output / "log.jsonl", keep_bytes=state["log_bytes"])
+        self.left_out = RowLog(self.output / "left_out.jsonl", keep_bytes=state["left_out_bytes"])
+        for prepared in self.prepared:
+            ledger = prepared.feed.ledger
+            ledger.restore(entry for entry in self.left_out.read() if entry["stage"] == prepared.stage.name)
+            ledger.on_entry = self.left_out.write
+        self.trackers = Trackers(config, say=reporter.say)
         self.ever_trained: set[str] = set()
         """Tensors that earlier stages changed: what a checkpoint has to hold besides those that train."""
 
     def train(self) -> RunResult:
         """All stages from where the run stands."""
-        folder, steps = self.output, 0
-        first = self.saved.state["stage"] if self.saved else 0
+        folder = self.output
+        first, steps = (self.saved.state["stage"], self.saved.step - self.saved.state["step"]) if self.saved else (0, 0)
         try:
             for number, prepared in enumerate(self.prepared):
                 folder = self.output / prepared.stage.name
                 if number >= first:
-                    done = self._train_stage(number, prepared, steps_before=steps)
-                    if done < prepared.feed.num_steps:
+                    loop = self._train_stage(number, prepared, steps_before=steps)
+                    steps += loop.step
+                    if loop.step < loop.num_steps:
                         last = self.output / self.prepared[number - 1].stage.name if number else self.output
-                        return RunResult("stopped", self.model, last, steps + done)
+                        return RunResult("stopped", self.model, last, steps)
                 self.ever_trained.update(prepared.trainable.merged)
-                steps += prepared.feed.num_steps
             return RunResult("finished", self.model, folder, steps)
         finally:
             self.reporter.end()
             self.log.close()
+            self.left_out.close()
+            self.trackers.close()
 
-    def _train_stage(self, number: int, prepared: PreparedStage, *, steps_before: int) -> int:
-        """Train one stage to its end, or until a stop is asked for. Returns how many of its steps are done."""
+    def _train_stage(self, number: int, prepared: PreparedStage, *, steps_before: int) -> StageLoop:
+        """Train one stage to its end, or until a stop is asked for."""
         stage = prepared.stage
-        objective = self.objectives.get(stage.name, next_token)
+        objective = self.objectives.get(stage.name, prepared.objective)
         self.models.begin(number, self.model)
-        add_adapters(self.model.vlm, prepared, bits=self.config.quantize)
-        objective = with_cache(objective, self.model.vlm, prepared, self.config.precision)
-        loop = _loop(self.model.vlm, prepared, objective, self.device, self.config.precision, self.config.workers)
+        add_adapters(self.model.module, prepared, bits=self.config.quantize)
+        objective = with_cache(objective, self.model.module, prepared, self.config.precision)
+        loop = _loop(self.model.module, prepared, objective, self.device, self.config.precision, self.config.workers)
         if self.saved is not None and self.saved.state["stage"] == number:
-            self._restore(loop, self.saved)
+            self._restore(number, loop, self.saved)
         self._announce(number, prepared, loop)
-        saved_at = loop.step
         for row in loop.rows():
             self.log.write(row)
             self.reporter.row(row)
             if self.on_row is not None:
                 self.on_row(row)
+            self.trackers.row(row, self._judge(number, loop))
             last = loop.step == loop.num_steps
             if last or self.stop.made or loop.step % self.config.checkpoint.every == 0:
                 self._save(number, loop, steps_before)
-                saved_at = loop.step
             if self.stop.made and not last:
-                return saved_at
+                return loop
         self.reporter.end()
-        self._save_model(number, prepared)
-        return loop.step
+        self._tell_changes(stage)
+        self._save_model(number)
+        return loop
+
+    def _judge(self, number: int, loop: StageLoop) -> EvaluationRow | None:
+        """Evaluate, where it is time to; keep the best model, and let the stage end where nothing gets better."""
+        judge = self.judges[number]
+        if judge is None or not judge.is_due(loop):
+            return None
+        row = judge.judge(loop)
+        if row["best"]:
+            self._write_model(self.output / "best" / loop.stage.name, number)
+        self.log.write(row)
+        self.reporter.say(judge.told(row))
+        if judge.is_over:
+            loop.end()
+        return row
 
     def _announce(self, number: int, prepared: PreparedStage, loop: StageLoop) -> None:
         say, stage = self.reporter.say, prepared.stage
@@ -202,7 +241,7 @@ class _Run:
         self.store.broken = []
         if loop.step:
             say(f"going on with stage {stage.name!r} after step {loop.step} of {loop.num_steps}")
-        for line in describe_trainable(self.model.vlm, prepared.trainable):
+        for line in describe_trainable(self.model.module, prepared.trainable):
             say(line)
         self.reporter.begin(
             stage.name,
@@ -212,9 +251,19 @@ class _Run:
             done=loop.step,
         )
 
+    def _tell_changes(self, stage: Stage) -> None:
+        """Say how many samples of a stage were not trained on as they are."""
+        rows = [row for row in self.log.read() if row["stage"] == stage.name and "evaluation" not in row]
+        total = sum(row["samples"] for row in rows)
+        if shortened := sum(row["shortened"] for row in rows):
+            self.reporter.say(f"{shortened:,} of {total:,} samples were too long and shortened ({stage.overlong})")
+        if left_out := sum(row["left_out"] for row in rows):
+            self.reporter.say(f"{left_out:,} samples were left out and replaced by others: {self.left_out.path}")
+
     def _save(self, number: int, loop: StageLoop, steps_before: int) -> None:
-        parameters = dict(self.model.vlm.named_parameters())
-        source = loop.feed.source
+        parameters = dict(self.model.module.named_parameters())
+        judge = self.judges[number]
+        self.trackers.flush()
         self.store.save(
             steps_before + loop.step,
             tensors={
@@ -225,21 +274,28 @@ class _Run:
                 "stage": number,
                 "step": loop.step,
                 "log_bytes": self.log.sync(),
-                "data": _data_facts(source),
+                "left_out_bytes": self.left_out.sync(),
+                "data": self._data_facts(number),
+                "evaluation": judge and judge.state(),
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
             },
         )
 
-    def _restore(self, loop: StageLoop, saved: Saved) -> None:
-        """Put weights, optimizer and place in the data back to a checkpoint."""
-        data = _data_facts(loop.feed.source)
+    def _data_facts(self, number: int) -> dict[str, object]:
+        """What a stage's data are, to notice whether they change."""
+        judge, facts = self.judges[number], _data_facts(self.prepared[number].feed.source)
+        return facts if judge is None else {**facts, "held_out": _data_facts(judge.feed.source)}
+
+    def _restore(self, number: int, loop: StageLoop, saved: Saved) -> None:
+        """Put weights, optimizer, place in the data and evaluations back to a checkpoint."""
+        data = self._data_facts(number)
         if data != saved.state["data"]:
             raise TrainError(
                 f"{saved.folder}: the data of stage {loop.stage.name!r} has changed since this run began "
                 f"({saved.state['data']} -> {data}). Put it back, or start a new run in another folder."
             )
-        parameters = dict(self.model.vlm.named_parameters())
+        parameters = dict(self.model.module.named_parameters())
         tensors = saved.tensors("weights")
         if wrong := sorted(tensors.keys() ^ (self.ever_trained | loop.trained.keys())):
             raise TrainError(f"{saved.folder} is of a run that trains other tensors, such as {wrong[0]!r}")
@@ -248,25 +304,38 @@ class _Run:
                 parameters[name].copy_(tensor)
         loop.optimizer.load_state(saved.tensors("optimizer"))
         loop.step = saved.state["step"]
+        if (judge := self.judges[number]) is not None:
+            judge.load_state(saved.state["evaluation"])
+            if judge.is_over:
+                loop.end()
         for what, now in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
             if saved.state[what] != now:
                 self.reporter.say(f"{what} was {saved.state[what]} and is {now}: results may differ in the last bits")
 
-    def _save_model(self, number: int, prepared: PreparedStage) -> None:
-        stage, trainable = prepared.stage, prepared.trainable
+    def _save_model(self, number: int) -> None:
+        stage, trainable = self.prepared[number].stage, self.prepared[number].trainable
         folder = self.output / stage.name
-        self.models.save(folder, number, self.model, trainable)
+        self._write_model(folder, number)
         self.models.end(self.model)
         if stage.lora is None and all(name.startswith("connector.") for name in trainable.names):
             connector = {
                 name: tensor.detach().cpu().contiguous()
-                for name, tensor in self.model.vlm.named_parameters()
+                for name, tensor in self.model.module.named_parameters()
                 if name.startswith("connector.")
             }
             _write_tensors(folder / CONNECTOR_FILE, connector)
-        self.reporter.say(
-            f"stage {stage.name!r} is done; its {'model' if stage.lora is None else 'adapter'} is in {folder}"
-        )
+        made = "model" if stage.lora is None else "adapter"
+        self.reporter.say(f"stage {stage.name!r} is done; its {made} is in {folder}")
+        if (best := self.output / "best" / stage.name).exists():
+            self.reporter.say(f"the {made} of its best evaluation is in {best}")
+
+    def _write_model(self, folder: Path, number: int) -> None:
+        """Write the model as a stage has made it so far."""
+        if isinstance(self.model, RetrievalModel):
+            shutil.rmtree(folder, ignore_errors=True)  # a checkpoint holds it all, or leads to it again
+            weights.export_retriever(folder, self.model.retriever, tokenizer=self.model.tokenizer)
+        else:
+            self.models.save(folder, number, self.model, self.prepared[number].trainable)
 
     def _open_folder(self) -> Saved | None:
         """Make the run's folder, or find where the run in it stands. Raises TrainError for a folder of other things."""
@@ -279,6 +348,8 @@ class _Run:
             self._refuse_changes(file)
         self.output.mkdir(parents=True, exist_ok=True)
         self.store.remove_unfinished()
+        for unfinished in (*self.output.glob(".*.tmp"), *self.output.glob("best/.*.tmp")):
+            shutil.rmtree(unfinished)  # models that a killed process was writing
         _write_text(file, to_yaml(self.config))
         return saved
 
@@ -313,6 +384,8 @@ def _loop(
     precision: Precision,
     workers: int,
 ) -> StageLoop:
+    if isinstance(tower := getattr(module, "vision", None), VisionTower):
+        tower.drop_path = prepared.stage.drop_path
     return StageLoop(
         module,
         prepared.feed,

@@ -11,7 +11,7 @@ which data parallelism takes, is the gradient of the mean of their losses.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +22,13 @@ from torch import Tensor
 
 from opsin.data.source import Source
 from opsin.encode import Encoded
-from opsin.errors import DataError, TrainError
+from opsin.errors import ConfigError, DataError, TrainError
 from opsin.match import PairEncoder
 from opsin.nn.batch import Batch
 from opsin.nn.qformer import Features
 from opsin.nn.retriever import Retriever
 from opsin.nn.vlm import VLM
+from opsin.spec.recipe import BatchSize
 from opsin.text.messages import Conversation
 from opsin.train.objectives import Loss, Objective
 
@@ -268,11 +269,20 @@ def pictures_by_name(batch: Batch) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
 
 
-class CaptionPairs:
-    """Another source's pictures and captions, as stage 1 reads them: of each conversation picture and last answer.
+def caption_pair(conversation: Conversation, encoder: PairEncoder) -> Encoded:
+    """Picture and last answer of a conversation as stage 1 reads them. Raises DataError where they are not a pair.
 
-    Samples are named by their pictures, so that `pictures_by_name` can tell which are the same.
+    The sample is named by its picture, so that `pictures_by_name` can tell which are the same.
     """
+    where, last = conversation.id or "a sample", conversation.messages[-1]
+    if len(conversation.images) != 1 or last.role != "assistant" or not last.text:
+        raise DataError(f"{where}: a pair is one picture and an answer, its caption")
+    image = conversation.images[0]
+    return encoder.pair(image, last.text, name=str(image) if isinstance(image, str | Path) else where)
+
+
+class CaptionPairs:
+    """Another source's pictures and captions, as pairs."""
 
     def __init__(self, source: Source, encoder: PairEncoder) -> None:
         self.source = source
@@ -286,11 +296,20 @@ class CaptionPairs:
         conversation = self.source.sample(index, epoch)
         if not isinstance(conversation, Conversation):
             raise DataError("pairs are made of conversations; this source encodes for itself")
-        where, last = conversation.id or f"sample {index}", conversation.messages[-1]
-        if len(conversation.images) != 1 or last.role != "assistant" or not last.text:
-            raise DataError(f"{where}: a pair is one picture and an answer, its caption")
-        image = conversation.images[0]
-        return self.encoder.pair(image, last.text, name=str(image) if isinstance(image, str | Path) else where)
+        return caption_pair(
+            conversation if conversation.id else replace(conversation, id=f"sample {index}"), self.encoder
+        )
+
+
+def check_pairs(num_samples: int, batch: BatchSize) -> None:
+    """Raise ConfigError where some pass of each epoch would hold one pair, which has nothing to be compared with."""
+    per_pass = batch.micro_samples or batch.samples
+    for count in (min(num_samples, batch.samples), num_samples % batch.samples):
+        if count and (count % per_pass == 1 or per_pass == 1):
+            raise ConfigError(
+                f"{num_samples} pairs in steps of {batch.samples} and passes of {per_pass} leave a pair alone, which "
+                "has no negative. Take another batch.samples, or limit the data"
+            )
 
 
 @torch.no_grad()

@@ -82,6 +82,8 @@ def idle_tensors(module: nn.Module, config: VLMConfig) -> dict[str, str]:
             path[1] == "norm_post" or (path[1] == "layers" and int(path[2]) >= vision.num_used_layers)
         ):
             idle[name] = last
+        elif name == "connector.positions":
+            idle[name] = "fixed sines that a checkpoint holds; the authors do not train them"
         elif path[0] == "newline" and not config.uses_newline:
             idle[name] = f"pictures are laid out without newlines (resolution {config.resolution.kind})"
     return idle

@@ -6,6 +6,7 @@ embedding, head, positions   normal, std 0.02                  likewise
 class token, newline         normal, std 1 / sqrt(dim)         CLIP's class_embedding; llava_arch.py image_newline
 connector, weight and bias   uniform, +- 1 / sqrt(inputs)      nn.Linear's own, which the authors train from
   but its Q-Former           normal, std 0.02                  BERT, from which the authors start it
+  but a resampler's places   2-D sines, columns first          Qwen-VL visual.py, get_2d_sincos_pos_embed
 temperature                  0.07                              LAVIS blip2_qformer.py
 other biases                 0
 norms                        weight 1, bias 0
@@ -64,6 +65,8 @@ def _draw(name: str, module: nn.Module, shape: torch.Size, generator: torch.Gene
         return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
     if isinstance(module, LayerScale):
         return torch.full(shape, SCALE)
+    if name == "connector.positions":
+        return _sines(shape)
     if name == "temperature":
         return torch.full(shape, TEMPERATURE)
     if isinstance(module, nn.Linear) and name.startswith("connector.") and not name.startswith("connector.qformer."):
@@ -74,3 +77,13 @@ def _draw(name: str, module: nn.Module, shape: torch.Size, generator: torch.Gene
     # A row of its own, as wide as the model: the class token, the newline.
     std = 1 / math.sqrt(shape[0]) if len(shape) == 1 else STD
     return torch.empty(shape).normal_(std=std, generator=generator)
+
+
+def _sines(shape: torch.Size) -> Tensor:
+    """(side * side, D) of row-major places: D / 2 numbers of the column, then of the row, each D / 4 sines and cosines
+    with frequencies 10000 ** (-4k / D)."""
+    side, dim = math.isqrt(shape[0]), shape[1]
+    angles = torch.arange(side)[:, None] * 10_000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    line = torch.cat([angles.sin(), angles.cos()], dim=1).float()
+    columns, rows = line.expand(side, -1, -1), line[:, None].expand(-1, side, -1)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1)

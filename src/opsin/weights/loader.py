@@ -28,6 +28,7 @@ from opsin.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from opsin.weights.account import Account, account, choose_layout, raise_problems
 from opsin.weights.config import adapter_base, read_config, read_json
 from opsin.weights.files import Entry, read_headers
+from opsin.weights.grow import as_stored, put
 from opsin.weights.hub import locate
 from opsin.weights.init import on_meta
 from opsin.weights.rules import identity, piece_of
@@ -62,6 +63,11 @@ class Model:
     """Contents of generation_config.json; empty where there is none."""
     tokenizer_folder: Path | None = None
     """Where the tokenizer's files are."""
+
+    @property
+    def module(self) -> VLM:
+        """What trains."""
+        return self.vlm
 
     @property
     def family(self) -> Family:
@@ -178,7 +184,8 @@ def load_part(vlm: VLM, part: Part, source: str | Path) -> None:
     """Replace one part's weights by those of a file, folder, preset or repository; the rest stays as it is.
 
     Reads any model that this model's family reads, our own format, and files of the part alone: a CLIP, a language
-    model, a projector as stage 1 writes it. The dtype and device of the part stay.
+    model, a projector as stage 1 writes it. The dtype and device of the part stay. Vocabularies and tables of positions
+    may be of another length (`weights.grow`).
     """
     shapes = {key: tuple(value.shape) for key, value in vlm.state_dict().items()}
     prefix = part if part == "newline" else f"{part}."
@@ -186,12 +193,18 @@ def load_part(vlm: VLM, part: Part, source: str | Path) -> None:
         raise WeightError(f"this model has no part {part!r}")
     family = family_of(vlm.config)
     elsewhere = (*family.layouts(vlm.config), *family.part_layouts(vlm.config))
-    label, found = account_part(source, prefix, elsewhere, shapes, str(source))
-    raise_problems({label: found})
-    own = vlm.state_dict()
+    label, found = account_part(source, prefix, elsewhere, shapes, str(source), fit=True)
+    take(vlm, {label: found})
+
+
+def take(module: nn.Module, accounts: Mapping[str, Account]) -> None:
+    """Copy everything that accounts, by label, have found to the module's own tensors. Raises WeightError."""
+    raise_problems(accounts)
+    own = module.state_dict()
     with torch.no_grad():
-        for name, tensor in read_tensors(found, dtype=None, device="cpu").items():
-            own[name].copy_(tensor)
+        for found in accounts.values():
+            for name, tensor in read_tensors(found, dtype=None, device="cpu").items():
+                put(own, name, tensor)
 
 
 def main_dtype(found: Account) -> torch.dtype:
@@ -251,8 +264,13 @@ def account_part(
     layouts: Iterable[Layout],
     shapes: Mapping[str, tuple[int, ...]],
     wanted_by: str,
+    *,
+    fit: bool = False,
 ) -> tuple[str, Account]:
-    """Label and account of a part that another file, folder or repository holds, in one of `layouts` or our own."""
+    """Label and account of a part that another file, folder or repository holds, in one of `layouts` or our own.
+
+    fit: whether tables may be of another length there.
+    """
     if source is None:
         option = "language" if prefix == "decoder." else "tower"
         raise WeightError(
@@ -266,6 +284,8 @@ def account_part(
         purpose = "" if located.label == wanted_by else f"{wanted_by} needs {prefix.rstrip('.')!r} from another place: "
         raise WeightError(f"{purpose}{error}") from None
     layout = choose_layout((identity(shapes), *layouts), checkpoint, part=prefix)
+    if fit:
+        layout, shapes = as_stored(layout, checkpoint, shapes)
     return located.label, account(checkpoint, layout, shapes, part=prefix)
 
 

@@ -22,9 +22,11 @@ from opsin.weights.exporter import (
     write_published,
 )
 from opsin.weights.files import read_headers
+from opsin.weights.grow import as_stored
 from opsin.weights.hub import Located, locate
 from opsin.weights.init import initialise
-from opsin.weights.loader import PARTS, account_part, assign, main_dtype, named_dtype, read_tensors
+from opsin.weights.loader import PARTS, account_part, assign, main_dtype, named_dtype, read_tensors, take
+from opsin.weights.rules import Renamer
 
 
 @dataclass
@@ -39,6 +41,11 @@ class RetrievalModel:
     """How its tensors are named where it came from."""
     tokenizer_folder: Path | None = None
     """Where the tokenizer's files are."""
+
+    @property
+    def module(self) -> Retriever:
+        """What trains: the same as of a `Model`."""
+        return self.retriever
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -114,6 +121,38 @@ def load_retriever(
     )
 
 
+def load_retriever_part(retriever: Retriever, part: str, source: str | Path) -> None:
+    """Replace the weights of `vision` (the tower) or `qformer` (all the rest) by those of a file, folder or repository.
+
+    qformer: a model that compares, or a BERT (google-bert/bert-base-uncased) as stage 1 starts from one: the queries'
+    feed-forwards are copies of the text's, what looks at pictures and what a BERT has not stays random.
+    """
+    config = retriever.config
+    family = next(each.retrieval for each in FAMILIES if each.retrieval is not None)
+    shapes = {name: tuple(tensor.shape) for name, tensor in retriever.state_dict().items()}
+    if part == "vision":
+        layouts = (*family.layouts(config), *family.tower_layouts(config.vision))
+        label, found = account_part(source, "vision.", layouts, shapes, str(source), fit=True)
+        take(retriever, {label: found})
+        return
+    located = locate(str(source))
+    checkpoint = read_headers(located.folder, located.label)
+    layout = choose_layout((*family.layouts(config), *family.text_layouts), checkpoint)
+    is_text = layout in family.text_layouts
+    layout, shapes = as_stored(layout, checkpoint, shapes)
+    if is_text:
+        renamer = Renamer(layout)
+        shapes = {name: shape for name, shape in shapes.items() if renamer.from_target(name) is not None}
+    found = account(checkpoint, layout, shapes)
+    found.placed = {name: place for name, place in found.placed.items() if not name.startswith("vision.")}
+    take(retriever, {located.label: found})
+    if is_text:
+        own = retriever.state_dict()
+        for name, tensor in own.items():
+            if ".query." in name:
+                tensor.copy_(own[name.replace(".query.", ".text.")])
+
+
 def export_retriever(
     folder: str | Path,
     retriever: Retriever,
@@ -138,6 +177,13 @@ def export_retriever(
         return changed_settings(config, read)
 
     return write_published(Path(folder), rules, to_layout(state, rules), files, tokenizer=tokenizer, verify=verify)
+
+
+def describe_retriever(name: str) -> RetrieverConfig:
+    """The config of a model that compares: a folder, a repository, or a published id. No weights are read."""
+    if Path(name).expanduser().exists() or "/" in name:
+        return read_folder(locate(name))[0]
+    return retriever_preset(name).config
 
 
 def read_folder(located: Located) -> tuple[RetrieverConfig, HubConfig, Retrieval]:

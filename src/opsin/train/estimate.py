@@ -1,0 +1,278 @@
+"""What a run will take before it begins: FLOPs and tokens per step, memory per device, and time on a named machine.
+
+FLOPs are exact for the samples reckoned with (`flops`); memory counts every tensor of weights, gradients, optimizer and
+activations; time is FLOPs by peak and utilisation. docs/training_cost.md compares it with what was published.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
+
+from opsin.data.passes import passes
+from opsin.nn.lora import attach, detach
+from opsin.nn.quantize import BITS_STORED, Bits, quantizable
+from opsin.nn.retriever import Retriever
+from opsin.nn.vlm import VLM
+from opsin.spec.machine import Machine, parse_machine
+from opsin.spec.recipe import RunConfig, Stage
+from opsin.train.flops import SampleShape, pass_work
+from opsin.train.objectives import CHUNK_ELEMENTS
+from opsin.train.optim import make_groups
+from opsin.train.prepare import describe_run, on_meta, parameter_table, stage_trainable
+from opsin.train.tape import FLOAT32, HALF, Work
+from opsin.train.trainable import Trainable, set_trainable
+from opsin.train.workload import Typical, Workload, find_workload, local_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from opsin.encode import Encoded
+
+MOST_SAMPLES = 256
+"""So many samples of a device's share stand for all of it."""
+OPTIMIZER_BYTES = {"adamw": 2 * FLOAT32, "muon": FLOAT32}
+"""Of each number that trains: two averages, or one."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device."""
+
+    weights: int
+    """In float32, spread evenly over the devices, as gradients and optimizer are."""
+    gradients: int
+    optimizer: int
+    activations: int
+    """Kept for the way back, of the largest pass."""
+    activations_checkpointed: int
+    """The same where each block is computed again on the way back."""
+    working: int
+    """Copies of weights in the precision and place of the products, and a chunk of logits."""
+
+    def total(self, *, checkpointing: bool) -> int:
+        """All of it. Kernels' own workspace and fragments of the allocator are not counted: leave a tenth free."""
+        activations = self.activations_checkpointed if checkpointing else self.activations
+        return self.weights + self.gradients + self.optimizer + activations + self.working
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage; the keys of `--json`."""
+
+    stage: str
+    parts: tuple[tuple[str, int, int], ...]
+    """(part, parameters, of them trained)."""
+    samples: int
+    """Per step."""
+    steps: int | None
+    """None where neither steps nor the number of samples are known."""
+    epoch_samples: int | None
+    tokens: int
+    """Per step, of which `image_tokens` are of pictures; `taught_tokens` are learned."""
+    image_tokens: int
+    taught_tokens: int
+    tokens_from: str
+    problem: str
+    """Why the data was not used, where it was not."""
+    forward: dict[str, float]
+    """FLOPs per step of each part."""
+    backward: dict[str, float]
+    again: float
+    """FLOPs per step of computing blocks again; part of `flops` with `checkpointing`."""
+    checkpointing: bool
+    """Whether blocks are computed again on the way back."""
+    memory: Memory
+    machine: str | None
+    utilisation: float | None
+    fits: bool | None
+    """Whether the memory of a device suffices; None where no machine, or not its memory, is known."""
+    seconds_per_step: float | None
+
+    @property
+    def flops(self) -> float:
+        """Per step, all in all."""
+        return sum(self.forward.values()) + sum(self.backward.values()) + (self.again if self.checkpointing else 0)
+
+    @property
+    def seconds(self) -> float | None:
+        """For all steps."""
+        return None if self.seconds_per_step is None or self.steps is None else self.seconds_per_step * self.steps
+
+
+def estimate(
+    config: RunConfig,
+    machine: Machine | str | None = None,
+    *,
+    checkpointing: bool | None = None,
+    typical: Typical | None = None,
+) -> list[StageEstimate]:
+    """What each stage of a run will take. No weights are read.
+
+    machine: such as "8xA100-80GB"; None leaves the time open. checkpointing: None computes blocks again only where a
+    stage does not fit otherwise. typical: the sample to reckon with, instead of what the data says.
+    """
+    return [each for each, _, _ in walk(config, machine, checkpointing=checkpointing, typical=typical)]
+
+
+def walk(
+    config: RunConfig,
+    machine: Machine | str | None = None,
+    *,
+    checkpointing: bool | None = None,
+    typical: Typical | None = None,
+) -> Iterator[tuple[StageEstimate, nn.Module, Trainable]]:
+    """`estimate` stage by stage, with the module on the meta device and what trains of it."""
+    machine = parse_machine(machine) if isinstance(machine, str) else machine
+    model = describe_run(config)
+    module = on_meta(model)
+    tokenizer, missing = local_tokenizer(config)
+    for stage in config.stages:
+        trainable = stage_trainable(module, model, stage)
+        workload = find_workload(
+            config,
+            stage,
+            module=module,
+            model=model,
+            trained=trainable.names,
+            tokenizer=tokenizer,
+            missing=missing,
+            typical=typical,
+        )
+        if stage.lora is not None:
+            attach(module, stage.lora, trainable.targets)
+        done = _estimate_stage(config, stage, module, trainable, workload, machine)
+        if checkpointing or (checkpointing is None and done.fits is False):
+            done = replace(done, checkpointing=True)
+        yield _timed(done, config, machine), module, trainable
+        detach(module)
+
+
+def _estimate_stage(
+    config: RunConfig,
+    stage: Stage,
+    module: VLM | Retriever,
+    trainable: Trainable,
+    workload: Workload,
+    machine: Machine | None,
+) -> StageEstimate:
+    set_trainable(module, trainable)
+    devices = machine.count if machine else 1
+    per_step = min(stage.batch.samples, workload.per_epoch or stage.batch.samples)
+    share = -(-per_step // devices)
+    count = max(min(share, MOST_SAMPLES), len(workload.samples))
+    samples = list(islice(cycle(workload.samples), count))
+    steps = [samples[start : start + share] for start in range(0, count, share)]
+    half = config.precision == "bfloat16"
+    # A shape has all that is asked of a sample here: how many tokens it is long.
+    groups = Counter(tuple(group) for step in steps for group in passes(cast("Iterable[Encoded]", step), stage.batch))
+    works = {
+        group: pass_work(module, cast("Sequence[SampleShape]", group), pack=stage.batch.form == "pack", half=half)
+        for group in groups
+    }
+    scale = per_step / len(samples)
+    forward: defaultdict[str, float] = defaultdict(float)
+    backward: defaultdict[str, float] = defaultdict(float)
+    again = 0.0
+    for group, times in groups.items():
+        for part in works[group].forward:
+            forward[part] += scale * times * works[group].forward[part]
+            backward[part] += scale * times * works[group].backward[part]
+        again += scale * times * works[group].again
+    estimate = StageEstimate(
+        stage=stage.name,
+        parts=tuple(parameter_table(module, trainable)),
+        samples=per_step,
+        steps=workload.num_steps,
+        epoch_samples=workload.per_epoch,
+        tokens=round(scale * sum(sample.num_tokens for sample in samples)),
+        image_tokens=round(scale * sum(sample.num_image_tokens for sample in samples)),
+        taught_tokens=round(scale * sum(sample.num_supervised for sample in samples)),
+        tokens_from=workload.origin,
+        problem=workload.problem,
+        forward=dict(forward),
+        backward=dict(backward),
+        again=again,
+        checkpointing=False,
+        memory=_memory(
+            stage,
+            module,
+            trainable,
+            list(works.values()),
+            samples,
+            devices=devices,
+            half=half,
+            bits=config.quantize,
+        ),
+        machine=machine.name if machine else None,
+        utilisation=machine.utilisation if machine else None,
+        fits=None,
+        seconds_per_step=None,
+    )
+    return _timed(estimate, config, machine)
+
+
+def _memory(
+    stage: Stage,
+    module: VLM | Retriever,
+    trainable: Trainable,
+    works: Sequence[Work],
+    samples: Sequence[SampleShape],
+    *,
+    devices: int,
+    half: bool,
+    bits: Bits | None,
+) -> Memory:
+    parameters = dict(module.named_parameters())
+    saved = 0
+    if bits is not None:
+        few = quantizable(module, bits, keep=trainable.names)
+        saved = round((FLOAT32 - BITS_STORED[bits] / 8) * sum(parameters[f"{name}.weight"].numel() for name in few))
+    trained = {name: parameters[name] for name in trainable.names}
+    groups = make_groups(trained, stage.optim)
+    optimizer = sum(
+        OPTIMIZER_BYTES[group.algorithm] * sum(trained[name].numel() for name in group.names) for group in groups
+    )
+    element = HALF if half else FLOAT32
+    if devices > 1:
+        # Blocks are gathered one by one, the next one while one works.
+        copies = 2 * element * _largest_block(module)
+    else:
+        copies = HALF * max(work.multiplied for work in works) if half else 0
+    logits = 0
+    if isinstance(module, VLM):
+        taught = sum(sample.num_supervised for sample in samples)
+        logits = 2 * FLOAT32 * min(CHUNK_ELEMENTS, taught * module.config.decoder.vocab_size)
+    return Memory(
+        weights=(FLOAT32 * sum(p.numel() for p in parameters.values()) - saved) // devices,
+        gradients=FLOAT32 * sum(p.numel() for p in trained.values()) // devices,
+        optimizer=optimizer // devices,
+        activations=round(max(work.kept for work in works)),
+        activations_checkpointed=round(max(work.kept_between + work.largest_block for work in works)),
+        working=copies + logits,
+    )
+
+
+def _largest_block(module: nn.Module) -> int:
+    """Parameters of the largest layer of a stack, or of the largest table outside of one."""
+    sizes: Counter[str] = Counter()
+    for name, parameter in module.named_parameters():
+        before, inside, after = name.partition(".layers.")
+        sizes[f"{before}.{after.split('.')[0]}" if inside else name] += parameter.numel()
+    return max(sizes.values())
+
+
+def _timed(done: StageEstimate, config: RunConfig, machine: Machine | None) -> StageEstimate:
+    """With what follows from the machine."""
+    if machine is None:
+        return done
+    memory = machine.device.memory
+    reached = machine.peak(config.precision) * machine.utilisation * min(machine.count, done.samples) / machine.count
+    return replace(
+        done,
+        fits=None if memory is None else done.memory.total(checkpointing=done.checkpointing) <= memory,
+        seconds_per_step=done.flops / reached,
+    )
