@@ -213,3 +213,25 @@ def test_few_bits_hold_what_is_read_in_the_dtype_of_its_file(tmp_path):
     result = run(config, sources={"adapters": DrawnSource(9)})
     assert {parameter.dtype for parameter in result.model.vlm.parameters()} == {torch.float32}
     assert weights.load(result.folder).vlm.decoder.embed.weight.dtype == torch.bfloat16
+
+
+def test_the_best_evaluation_of_an_adapter_stage_is_an_adapter_of_the_same_base(tmp_path):
+    data = three_stages(tmp_path / "out").model_dump(mode="json")
+    data["stages"][1]["evaluate"] = {"every": 2}
+    config = RunConfig.parse({**data, "stages": data["stages"][:2]}, where="test")
+    held_out = {"adapters": DrawnSource(3, fingerprint="held out")}
+    sources = {name: source for name, source in three_sources().items() if name != "last"}
+    result = run(config, model=tiny_model(tmp_path), sources=sources, held_out=held_out)
+    best = tmp_path / "out" / "best" / "adapters"
+    settings = json.loads((best / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "../../first"
+    changed = differing(tensors_of(weights.load(tmp_path / "out" / "first")), tensors_of(weights.load(best)))
+    assert any(name.startswith("decoder.") for name in changed)
+    rows = [row for row in log_of(tmp_path / "out") if row.get("best")]
+    if rows[-1]["step"] == 6:
+        assert differing(tensors_of(weights.load(best)), tensors_of(result.model)) == []
+
+
+def test_a_model_that_compares_trains_no_adapters(tmp_path):
+    with pytest.raises(ConfigError, match="lora and cache_features are for models that answer"):
+        stage(objective="blip2_stage1", batch={"samples": 4, "form": "pad"}, lora=LORA)
