@@ -1,16 +1,16 @@
-"""Published costs of training beside what `opsin train --dry-run --on MACHINE` reckons: the table of docs/training_cost.md.
+"""Published costs of training beside those that `opsin train --dry-run --on MACHINE` tells: docs/training_cost.md.
 
     python benchmarks/training_cost.py                  print it
     python benchmarks/training_cost.py --update-docs    put it into the page
 
-No number is fitted: every row takes the stage's published settings, the typical sample of `opsin.train.workload` and the
+No number is fitted: a row takes the stage's published settings, the typical sample of `opsin.train.workload` and the
 utilisation of `opsin.spec.machine`.
 """
 
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,152 +36,71 @@ class Case:
     """Published, on the whole machine."""
     source: str
     run: str | dict[str, Any]
-    """A shipped recipe by name, or a run written out."""
-    settings: Sequence[str] = field(default=())
-    """Overrides: other sizes, and published numbers of samples."""
+    """A shipped recipe by name, or what a stage of `INTERNVL_12` has of its own."""
+    settings: Sequence[str] = ()
+    """Overrides: other sizes and schedules."""
     at_most: bool = False
     """Whether it was published as a bound."""
     checkpointing: bool = True
     """Whether the authors computed blocks again on the way back."""
 
 
-def _run(model: str | dict[str, Any], **stage: Any) -> dict[str, Any]:
-    optim = {"kind": "adamw", "lr": 1e-4}
-    data = [{"path": "nowhere.json", "count": stage.pop("count", None)}]
-    stages = [{"name": "stage", "optim": optim, "data": data, **stage}]
-    return {"model": model, "output": "out", "precision": "bfloat16", "stages": stages}
-
-
-QFORMER = (
-    "norm_features",
-    "queries",
-    "qformer",
-    "words",
-    "positions",
-    "*_proj.*",
-    "itm_head",
-    "captions",
-    "temperature",
-)
 LLAVA = "README.md of haotian-liu/LLaVA"
-A100 = "8xA100-80GB"
-SIZE_13B = ("model=llava-llama-2-13b",)
+A100, A100_40 = "8xA100-80GB", "16xA100-40GB"
+LIGHTNING = ("stages.0.data.0.count=80000", "stages.0.epochs=1", "stages.0.batch.samples=128")
+XXL = ("model=blip2-flan-t5-xxl", "init.decoder=google/flan-t5-xxl")
+INTERNVL_12 = {
+    "vision": "internvl-1.5-26b",
+    "connector": "internvl-1.5-26b",
+    "decoder": "llava-next-34b",
+    "resolution": {"kind": "squash", "tile_size": 448},
+    "chat": "chatml_direct",
+}
+"""InternViT-6B and Yi-34B, 256 tokens a picture: no family here, but a mix of parts."""
+
+
+def _llava(size: str, stage: str, hours: float, source: str, recipe: str, *settings: str) -> Case:
+    settings = ("model=llava-llama-2-13b", *settings) if size == "13B" else settings
+    return Case(f"LLaVA {size}, {stage}", A100, hours, source, recipe, settings)
+
+
+def _llava15(size: str, stage: str, hours: float, recipe: str) -> Case:
+    return Case(f"LLaVA-1.5 {size}, {stage}", A100, hours, LLAVA, recipe, (f"model=llava-1.5-{size.lower()}",))
+
+
+def _next(size: str, preset: str, machine: str, hours: float) -> Case:
+    settings = (f"model=llava-next-{preset}",)
+    return Case(f"LLaVA-NeXT {size}, stage 2", machine, hours, "LLaVA-NeXT, see below", "llava-next/finetune", settings)
+
+
+def _blip2(name: str, days: int, recipe: str, *settings: str) -> Case:
+    source = "arXiv:2301.12597 section 3.4"
+    return Case(name, A100_40, 24 * days, source, recipe, settings, at_most=True, checkpointing=False)
+
+
 CASES = (
-    Case("LLaVA 7B, stage 1", A100, 2, f"{LLAVA}, v1", "llava/pretrain", ("stages.0.data.0.count=595375",)),
-    Case("LLaVA 13B, stage 1", A100, 4, f"{LLAVA}, v1", "llava/pretrain", (*SIZE_13B, "stages.0.data.0.count=595375")),
-    Case(
-        "LLaVA 13B, Instruct-158K, 3 epochs",
-        A100,
-        10,
-        "haotian-liu/LLaVA#229",
-        "llava/finetune",
-        (*SIZE_13B, "stages.0.data.0.count=157712"),
-    ),
-    Case(
-        "LLaVA 7B Lightning, 80K, 1 epoch",
-        A100,
-        1,
-        "haotian-liu/LLaVA#229",
-        "llava/finetune",
-        ("stages.0.data.0.count=80000", "stages.0.epochs=1", "stages.0.batch.samples=128"),
-    ),
-    Case(
-        "LLaVA 13B, ScienceQA, 12 epochs",
-        A100,
-        4,
-        "arXiv:2304.08485",
-        "llava/scienceqa",
-        (*SIZE_13B, "stages.0.data.0.count=12726"),
-    ),
-    Case(
-        "LLaVA-1.5 7B, stage 1",
-        A100,
-        3.5,
-        LLAVA,
-        "llava-1.5/pretrain",
-        ("stages.0.data.0.count=558128",),
-    ),
-    Case(
-        "LLaVA-1.5 13B, stage 1",
-        A100,
-        5.5,
-        LLAVA,
-        "llava-1.5/pretrain",
-        ("model=llava-1.5-13b", "stages.0.data.0.count=558128"),
-    ),
-    Case("LLaVA-1.5 7B, stage 2", A100, 10, LLAVA, "llava-1.5/finetune", ("stages.0.data.0.count=665298",)),
-    Case(
-        "LLaVA-1.5 13B, stage 2",
-        A100,
-        20,
-        LLAVA,
-        "llava-1.5/finetune",
-        ("model=llava-1.5-13b", "stages.0.data.0.count=665298"),
-    ),
-    *(
-        Case(
-            f"LLaVA-NeXT {size}, stage 2",
-            machine,
-            hours,
-            "LLaVA-NeXT, see below",
-            "llava-next/finetune",
-            (f"model=llava-next-{preset}", "stages.0.data.0.count=760000"),
-        )
-        for size, preset, machine, hours in (
-            ("7B", "vicuna-7b", "8xA100-80GB", 20),
-            ("13B", "vicuna-13b", "16xA100-80GB", 24),
-            ("34B", "34b", "32xA100-80GB", 30),
-        )
-    ),
+    _llava("7B", "stage 1", 2, f"{LLAVA}, v1", "llava/pretrain"),
+    _llava("13B", "stage 1", 4, f"{LLAVA}, v1", "llava/pretrain"),
+    _llava("13B", "Instruct-158K, 3 epochs", 10, "haotian-liu/LLaVA#229", "llava/finetune"),
+    _llava("7B", "Lightning: 80K, 1 epoch", 1, "haotian-liu/LLaVA#229", "llava/finetune", *LIGHTNING),
+    _llava("13B", "ScienceQA, 12 epochs", 4, "arXiv:2304.08485", "llava/scienceqa"),
+    _llava15("7B", "stage 1", 3.5, "llava-1.5/pretrain"),
+    _llava15("13B", "stage 1", 5.5, "llava-1.5/pretrain"),
+    _llava15("7B", "stage 2", 10, "llava-1.5/finetune"),
+    _llava15("13B", "stage 2", 20, "llava-1.5/finetune"),
+    _next("7B", "vicuna-7b", "8xA100-80GB", 20),
+    _next("13B", "vicuna-13b", "16xA100-80GB", 24),
+    _next("34B", "34b", "32xA100-80GB", 30),
     Case(
         "InternVL-Chat-1.2 40B, stage 2",
         "32xA100-80GB",
         36,
         "blog of InternVL-Chat-V1.2",
-        _run(
-            {
-                "vision": "internvl-1.5-26b",
-                "connector": "internvl-1.5-26b",
-                "decoder": "llava-next-34b",
-                "resolution": {"kind": "squash", "tile_size": 448},
-                "chat": "chatml_direct",
-            },
-            trainable=["vision", "connector", "decoder"],
-            batch={"samples": 512, "micro_tokens": 8192},
-            max_tokens=2048,
-            epochs=1,
-            count=1_267_819,
-        ),
+        {"data": [{"path": "nowhere.jsonl", "count": 1_267_819}], "max_tokens": 2048, "epochs": 1},
         at_most=True,
     ),
-    Case(
-        "BLIP-2 ViT-g, stage 1",
-        "16xA100-40GB",
-        6 * 24,
-        "arXiv:2301.12597 section 3.4",
-        _run(
-            "blip2-stage1-vit-g",
-            trainable=QFORMER,
-            batch={"samples": 1680, "form": "pad"},
-            steps=250_000,
-        ),
-        at_most=True,
-        checkpointing=False,
-    ),
-    Case(
-        "BLIP-2 ViT-g and FlanT5-XXL, stage 2",
-        "16xA100-40GB",
-        3 * 24,
-        "arXiv:2301.12597 section 3.4",
-        _run(
-            "blip2-flan-t5-xxl",
-            trainable=["connector"],
-            batch={"samples": 1520, "form": "pad"},
-            steps=80_000,
-        ),
-        at_most=True,
-        checkpointing=False,
-    ),
+    _blip2("BLIP-2 ViT-g, stage 1", 6, "blip2/stage1"),
+    _blip2("BLIP-2 ViT-g and FlanT5-XXL, stage 2", 3, "blip2/stage2-flan-t5", *XXL),
 )
 
 
@@ -189,11 +108,16 @@ def config(case: Case, folder: Path) -> RunConfig:
     """The run of a case. folder: for the description of a model that is no preset."""
     if isinstance(case.run, str):
         return read_run(case.run, case.settings)
-    run = dict(case.run)
-    if isinstance(run["model"], dict):
-        path = folder / "mix.yaml"
-        path.write_text(yaml.safe_dump(run["model"]), encoding="utf-8")
-        run["model"] = str(path)
+    model = folder / "mix.yaml"
+    model.write_text(yaml.safe_dump(INTERNVL_12), encoding="utf-8")
+    stage = {
+        "name": "stage",
+        "trainable": ["vision", "connector", "decoder"],
+        "batch": {"samples": 512, "micro_tokens": 8192},
+        "optim": {"kind": "adamw", "lr": 1e-5},
+        **case.run,
+    }
+    run = {"model": str(model), "output": "out", "precision": "bfloat16", "stages": [stage]}
     return RunConfig.parse(run, where=case.name)
 
 

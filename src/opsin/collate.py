@@ -1,6 +1,7 @@
 """Conversations side by side: padded on the right, or packed into one row. Nothing is derived again, only shifted."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +10,11 @@ from torch import Tensor
 
 from opsin.encode import Encoded
 from opsin.nn.batch import Batch, RowResample
+from opsin.spec.model import VLMConfig
 from opsin.spec.plan import NEWLINE
+
+BLANK_SIDE = 56
+"""Pixels of a blank picture, before it is resized for the model: where sizes are free, two blocks of two patches."""
 
 
 def pad(samples: Sequence[Encoded]) -> Batch:
@@ -24,6 +29,18 @@ def pack(samples: Sequence[Encoded]) -> Batch:
     lengths = [sample.num_tokens for sample in samples]
     starts = [0, *np.cumsum(lengths)[:-1].tolist()]
     return _batch(samples, starts, rows=1, width=sum(lengths))
+
+
+def with_blank_picture(batch: Batch, config: VLMConfig) -> Batch:
+    """The same tokens beside one blank tile that fills no slot: tower and connector run, and nothing depends on it.
+
+    Processes that train together must all run the same modules, also where only some have pictures.
+    """
+    plan = config.plan((BLANK_SIDE, BLANK_SIDE))
+    grids = torch.tensor([plan.tiles[0].grid])
+    none = torch.empty(0, dtype=torch.int64)
+    patches = torch.zeros(int(grids.prod()), config.vision.patch_dim)
+    return replace(batch, patches=patches, grids=grids, slots=none, slot_rows=none)
 
 
 def _batch(samples: Sequence[Encoded], starts: Sequence[int], *, rows: int, width: int) -> Batch:

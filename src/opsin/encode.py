@@ -209,7 +209,8 @@ class Encoder:
     ) -> tuple[list[Span], TokenisedText, list[tuple[int, ImageSpan]]]:
         """Spans, tokens, and what is shown with its place among the tokens. size_of: of pictures that have boxes."""
         chat = self.config.chat
-        spans = render(chat, spell(conversation.messages, chat.grounding, size_of), mode=mode)
+        messages = spell(conversation.messages, chat.grounding, size_of, controls=self.tokenizer.controls)
+        spans = render(chat, messages, mode=mode)
         text = tokenise(spans, self.tokenizer)
         shown = [(entry, span) for entry, _ in text.images if isinstance(span := spans[text.spans[entry]], ImageSpan)]
         _check_marks(conversation, [span for _, span in shown])

@@ -122,6 +122,20 @@ def test_a_run_is_checked_stage_by_stage_with_its_own_limits(place, capsys):
     assert re.search(r"[1-9]\d* too long and shortened, 0 too long and dropped", capsys.readouterr().out)
 
 
+def test_what_a_stage_is_judged_on_must_not_be_among_its_data(place, capsys):
+    run = yaml.safe_load((place / "run.yaml").read_text())
+    run["stages"][1]["evaluate"] = {"data": [{"path": "test.json"}], "every": 5}
+    (place / "run.yaml").write_text(yaml.safe_dump(run))
+    assert main(["data", "check", "run.yaml", "--strict"]) == 0
+    assert "stage second evaluation\n1 records" in capsys.readouterr().out
+    (place / "test.json").write_text(json.dumps([seeded.clean(5, place)]))
+    assert main(["data", "check", "run.yaml", "--strict"]) == 2
+    out = capsys.readouterr().out
+    assert "warning held_out x 1" in out
+    assert "data.json record 6 " in out
+    assert "those of test.json record 1 (line 1)" in out
+
+
 def test_a_sample_is_shown_with_ids_mask_and_plans(place, capsys):
     assert main(["data", "show", "data.json", "--index", "5", *MODEL]) == 0
     out = capsys.readouterr().out

@@ -3,8 +3,10 @@
 import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from random import Random
+from typing import Any, Literal
 
 import pytest
 
@@ -117,6 +119,65 @@ def test_real_pictures_and_captions_raise_no_alarm(tmp_path, rules):
     data = DataCheck(Rules(encoder=rules.encoder, max_tokens=LIMIT, decode=True))
     assert list(data.check(open_file(DataFile(path=str(tmp_path / "coco.json"), image_root=str(shared))))) == []
     assert data.totals.pictures == len(records) > 300
+
+
+JUNK = (
+    *(None, True, -1, 1.5, 10**30, float("nan"), "", " ", "user", "\ud800", "\0", "x" * 5000),
+    *("<image>", "<image><image>", "<bbox>", "<ref>a</ref><box>(1,2),(3,4)</box>", "<img>a.png</img>"),
+    *("pictures/1.jpg", "pictures", "/dev/zero", "data:", "data:image/png;base64,", "https://example.com/a.png"),
+    *([], [[]], ["x"], [1, 2, 3, 4], [{"type": "image"}], [{"type": "text", "text": 3}]),
+    *({}, {"a": 1}, {"bytes": None, "path": None}, {"url": "http://x"}),
+)
+KEYS = ("image", "images", "objects", "video", "loss", "messages", "role", "chat_template_kwargs", "texts", "question")
+
+
+def mutated(record: Any, random: Random) -> Any:
+    """The record with one to three values exchanged, added or taken away, anywhere in it."""
+
+    def places(value: Any) -> Iterator[tuple[Any, Any]]:
+        for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+            yield value, key
+            yield from places(value[key])
+
+    record = json.loads(json.dumps(record))
+    for _ in range(random.randint(1, 3)):
+        if not (found := list(places(record))):
+            break
+        parent, key = random.choice(found)
+        junk = json.loads(json.dumps(random.choice(JUNK)))
+        if random.random() < 0.7:
+            parent[key] = junk
+        elif isinstance(parent, dict):
+            parent[random.choice(KEYS)] = junk
+        else:
+            del parent[key]
+    return record
+
+
+def test_whatever_a_record_holds_it_is_good_or_has_problems_of_known_kinds(tmp_path, rules):
+    seeded.pictures(tmp_path)
+    picture = {"image": "pictures/1.jpg"}
+    records = [seeded.clean(number, tmp_path) for number in range(1, 9)]
+    records += [
+        {**picture, "caption": ["a", "b"]},
+        {**picture, "question": "q?", "answers": ["a"]},
+        {**picture, "question": "q?", "choices": ["a", "b"], "answer": 1},
+        {**picture, "sentences": [{"sent": "it"}], "bbox": [1, 2, 3, 4]},
+        {"images": ["pictures/1.jpg"], "texts": [{"user": "a", "assistant": "b"}]},
+        {
+            "messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "<bbox>"}],
+            "images": ["pictures/1.jpg"],
+            "objects": {"ref": [], "bbox": [[1, 2, 10, 20]], "bbox_type": "real"},
+        },
+    ]
+    random = Random(5)
+    lines = [json.dumps(mutated(random.choice(records), random)) for _ in range(500)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    for each in (Rules(), rules):
+        problems, data = check(tmp_path / "data.jsonl", each, held_out=tmp_path / "data.jsonl")
+        assert data.totals.records == 500
+        assert {problem.kind for problem in problems} <= DEFECTS.keys()
+        assert len({problem.kind for problem in problems}) > 25
 
 
 def test_the_page_lists_every_seed():

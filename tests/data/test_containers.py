@@ -265,6 +265,11 @@ def test_objects_of_the_datasets_package_are_sources(tmp_path: Path) -> None:
     ]
 
 
+def test_a_stream_is_refused() -> None:
+    with pytest.raises(DataError, match="dataset is generator, which has no length"):
+        DatasetSource(row for row in rows(2))
+
+
 # ---- sets of one object ----------------------------------------------------------------------------------------------
 
 
@@ -280,7 +285,9 @@ def test_coco_captions_are_one_record_for_each_annotation(tmp_path: Path) -> Non
         check_any_order(source, length=2)
         assert [told(source.sample(n, 0)) for n in range(2)] == [["u: [0]", "a: one"], ["u: [0]", "a: two"]]
     path.write_text(json.dumps({**whole, "annotations": [*notes, {"image_id": 8, "caption": "x"}]}))
-    with pytest.raises(DataError, match=r"annotation 3 \(line 1\): its image_id 8 is not among the 1 images"):
+    with pytest.raises(
+        DataError, match=r"annotation 3 \(line 1\): its image_id '8' is not among the 1 images with a file_name"
+    ):
         FileSource(path)
     path.write_text(json.dumps({**whole, "annotations": [{"image_id": 9, "bbox": [1, 2, 3, 4], "caption": "the cat"}]}))
     assert told(FileSource(path).sample(0, 0))[1] == "a: (1, 2, 4, 6 pixels)"
@@ -343,6 +350,35 @@ def test_another_object_is_refused_with_its_keys(tmp_path: Path) -> None:
     path.write_text('{\n "a": 1,\n "b": {}\n}')
     with pytest.raises(DataError, match=r"is one JSON object with the keys \['b', 'a'\]"):
         FileSource(path)
+
+
+# ---- hub -------------------------------------------------------------------------------------------------------------
+
+
+def test_files_of_the_hub_are_downloaded_once_and_read_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def snapshot_download(repository: str, **options: Any) -> str:
+        asked.append((repository, options))
+        (tmp_path / "data").mkdir(exist_ok=True)
+        for number in range(2):
+            shard(tmp_path / f"data/part-{number}.tar", 10 * number, 3)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    source = FileSource("hf://datasets/someone/pictures@v1/data/part-{0..1}.tar#4")
+    assert len(source) == 4
+    patterns = ["data/part-0.tar", "data/part-1.tar"]
+    assert asked == [("someone/pictures", {"repo_type": "dataset", "revision": "v1", "allow_patterns": patterns})]
+    with pytest.raises(DataError, match="is an address of a kind that is not read"):
+        FileSource("https://example.org/x.json")
+
+    def refuse(repository: str, **options: Any) -> str:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(DataError, match="someone/pictures is not, or not wholly, in the local cache"):
+        FileSource("hf://datasets/someone/pictures/x.json")
 
 
 # ---- mixtures --------------------------------------------------------------------------------------------------------

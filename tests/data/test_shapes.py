@@ -1,7 +1,10 @@
 """Every shape of docs/data.md is read as it says: the examples of that page, and what they become."""
 
+import copy
 import json
+import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,13 @@ import pytest
 from data.containers import png, write_json, write_tar
 from opsin.data.files import DatasetSource, FileSource
 from opsin.data.shapes import Shaper
-from opsin.errors import DataError
+from opsin.errors import DataError, MessageError
+from opsin.families._grounding import INTERNVL_BOXES, QWEN_VL_BOXES
 from opsin.text.grounding import Box
 from opsin.text.messages import BoxPart, Conversation, ImagePart, NamePart, VideoPart
+from opsin.text.objects import spell
+from opsin.text.parse import read
+from opsin.text.record import to_record
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 EXAMPLES: dict[str, Any] = {
@@ -139,10 +146,36 @@ def test_prompts_and_columns_are_the_files_own(folder: Path) -> None:
     assert read(corners, box="xyxy")[1] == "a: (3, 4, 13, 12 pixels)"
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"query": "Add.\n1 and 2", "response": "3"},
+        {"instruction": "Add.", "input": "1 and 2", "output": "3", "history": []},
+        {"question": "Add.\n1 and 2", "answers": [{"answer": "3"}, {"answer": "4"}, {"answer": "3"}]},
+    ],
+)
+def test_questions_have_other_names_too(folder: Path, record: dict[str, Any]) -> None:
+    assert told(FileSource(write_json(folder / "x.json", [record])).sample(0, 0)) == ["u: Add.\n1 and 2", "a: 3"]
+
+
 def test_text_that_only_looks_like_boxes_stays_text(folder: Path) -> None:
     said = "In HTML <ref>a</ref> and <box>x</box> are no tags, and <img> stands alone."
     record = {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "Yes."}]}
     assert told(FileSource(write_json(folder / "x.json", [record])).sample(0, 0))[0] == f"u: {said}"
+
+
+@pytest.mark.parametrize("name", ["Qwen-VL's texts", "InternVL's texts"])
+def test_boxes_in_texts_come_back_to_the_digit_for_their_own_family(name: str) -> None:
+    grounding, form, last = (
+        (QWEN_VL_BOXES, "<ref>it</ref><box>({0},{0}),({1},{1})</box>", 999)
+        if name.startswith("Qwen")
+        else (INTERNVL_BOXES, "<ref>it</ref><box>[[{0}, {0}, {1}, {1}]]</box>", 1000)
+    )
+    for number in range(last + 1):
+        text = form.format(number, last)
+        turns = [{"role": "user", "content": "<image>Where?"}, {"role": "assistant", "content": text}]
+        messages = read(Shaper().shape({"messages": turns, "images": ["a.png"]})).messages
+        assert spell(messages, grounding, lambda index: (641, 427))[1].text == text
 
 
 def test_quadrilaterals_of_qwen_vl_are_read(folder: Path) -> None:
@@ -159,6 +192,7 @@ def test_quadrilaterals_of_qwen_vl_are_read(folder: Path) -> None:
         ({"image": "a.png", "caption": None}, "caption", "a picture without a caption"),
         ({"image": None, "caption": "x"}, "picture", "a caption without a picture"),
         ({"image": "a.png", "question": "x"}, "answer", "a question without an answer"),
+        ({"query": "x", "response": "y", "history": [["a", "b"]]}, "turns", "write all turns as 'messages'"),
         ({"image": "a.png", "question": "x", "answers": []}, "answer", "'answers' is empty"),
         ({"image": "a.png", "question": "x", "choices": ["a"], "answer": 1}, "answer", "one of 1 choices"),
         ({"image": "a.png", "ref": "x", "bbox": [1, 2, 3]}, "box", "four numbers are needed"),
@@ -192,3 +226,63 @@ def test_what_is_wrong_with_a_record_is_told_with_its_kind(
     assert source.bad[1].where == source.where(1) == f"{path} record 2 (line 2)"
     with pytest.raises(DataError, match=message):
         source.sample(1, 0)
+
+
+JUNK: list[Any] = [
+    *(None, 1, -1, 1.5, float("inf"), True, "", "x", "<image>", "<bbox>", "<ref-object>", "\ud800", b"", b"x"),
+    *([], {}, [None], [[]], [{}], {"a": 1}, [1, 2, 3, 4], [9, 9, 1, 1], ["a", "b"], "<img>a</img>"),
+    *("<box>[[1, 2, 3, 4]]</box>", "<ref>a</ref><box>(1,2),(3,4)</box>"),
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value inside one."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        yield (*path, key)
+        yield from places(each, (*path, key))
+
+
+def test_whatever_a_record_holds_it_is_read_or_refused() -> None:
+    """What is read survives being written down, what is refused is refused with its kind; nothing else is raised."""
+    draw = random.Random(0)
+    read_well, kinds, unwritten = 0, set(), set()
+    for _ in range(4000):
+        record = copy.deepcopy(draw.choice(list(EXAMPLES.values())))
+        for _ in range(draw.randrange(1, 4)):
+            *way, last = draw.choice(list(places(record)) or [("id",)])
+            owner = record
+            for key in way:
+                owner = owner[key]
+            if draw.random() < 0.2 and last in (owner if isinstance(owner, dict) else range(len(owner))):
+                del owner[last]
+            else:
+                owner[last] = copy.deepcopy(draw.choice(JUNK))
+        try:
+            conversation = read(Shaper().shape(record))
+        except MessageError as error:
+            kinds.add(error.kind)
+            continue
+        read_well += 1
+        try:
+            record = to_record(conversation)
+        except MessageError as error:
+            unwritten.add(error.kind)
+            continue
+        assert read(record) == conversation
+    assert 200 < read_well < 2000
+    assert "" not in kinds
+    assert unwritten <= {"marks"}
+
+
+def test_published_files_are_read_as_they_are(shared: Path) -> None:
+    """Captions of photos and of aerial pictures, and the demonstration sets of LLaMA-Factory (without their media)."""
+    for name, length in (("coco_small/annotations", 363), ("ucm_captions/captions", 2100)):
+        source = FileSource(shared / "data" / f"{name}.jsonl")
+        assert len(source) == length
+        first = source.sample(0, 0)
+        assert told(first)[0] == "u: [0]"
+        assert first.messages[1].text != source.sample(0, 1).messages[1].text
+    for name, kind in (("mllm_demo", "picture_missing"), ("mllm_video_demo", "video_missing")):
+        source = FileSource(shared / "data/ref_demo_images" / f"llamafactory_{name}.json", on_bad="keep")
+        assert {problem.kind for problem in source.problems()} == {kind}

@@ -211,7 +211,7 @@ def test_gradient_reaches_exactly_the_names_that_trainable_names(subject: Subjec
     reached = {name for name, parameter in vlm.named_parameters() if parameter.grad is not None}
     assert reached == set(trained)
     unused = {name for name, _ in vlm.named_parameters()} - reached
-    assert all(name.startswith("vision.") for name in unused)
+    assert all(name.startswith("vision.") or name == "connector.positions" for name in unused)
 
 
 def test_a_tiny_model_overfits_three_conversations(subject: Subject) -> None:

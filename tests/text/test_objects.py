@@ -16,6 +16,7 @@ from opsin.spec.grounding import Grounding
 from opsin.text.grounding import Box
 from opsin.text.messages import (
     BoxPart,
+    ControlPart,
     Conversation,
     ImagePart,
     Message,
@@ -30,6 +31,8 @@ from opsin.text.objects import spell
 from opsin.text.parse import parse
 from opsin.text.record import to_record
 from opsin.text.render import ImageSpan, TextSpan, render
+from opsin.text.tokenise import tokenise
+from opsin.text.tokenizer import load_tokenizer
 
 RECORD: dict[str, Any] = {
     "messages": [
@@ -70,6 +73,44 @@ def test_marks_take_names_and_boxes_in_order() -> None:
 def test_each_family_writes_boxes_its_own_way(grounding: Grounding, text: str) -> None:
     messages = (assistant(""), Message("assistant", (NamePart("a cat"), BoxPart((Box.of(10, 20, 30, 40),), 0))))
     assert [message.text for message in spell(messages, grounding, lambda index: (100, 50))] == ["", text]
+
+
+def test_marks_are_control_tokens_where_the_vocabulary_has_them() -> None:
+    """Around a box that a record lists; the same marks in what people write stay text."""
+    typed = "<|box_start|>(1,2),(3,4)<|box_end|>"
+    box = BoxPart((Box.of(10, 20, 30, 40),), 0)
+    messages = [user(typed), Message("assistant", (NamePart("a cat"), box))]
+    controls = {"<|box_start|>", "<|box_end|>"}
+    said = spell(messages, QWEN2_VL_BOXES, lambda index: (100, 50), controls=controls)
+    assert said[0] == user(typed)
+    named = "<|object_ref_start|>a cat<|object_ref_end|>"
+    numbers = TextPart("(100,400),(300,800)")
+    marks = ControlPart("<|box_start|>"), ControlPart("<|box_end|>")
+    assert said[1].parts == (TextPart(named), marks[0], numbers, marks[1])
+    spans = render(QWEN2_VL, said, mode="train")
+    taught = [span for span in spans if not isinstance(span, ImageSpan) and span.supervised]
+    assert [getattr(span, "token", "") or getattr(span, "text", "") for span in taught] == [
+        *(named, "<|box_start|>", "(100,400),(300,800)", "<|box_end|>", "<|im_end|>"),
+        *(["\n"] if len(taught) > 5 else []),
+    ]
+
+
+def test_a_mark_inside_a_name_is_refused() -> None:
+    with pytest.raises(MessageError, match="the name '<box>' contains a mark of boxes"):
+        spell([Message("assistant", (NamePart("<box>"),))], INTERNVL_BOXES, lambda index: (9, 9))
+
+
+@pytest.mark.parametrize(("folder", "family"), [("qwen", "qwen-vl"), ("qwen2", "qwen2-vl")])
+def test_boxes_are_taught_with_the_published_control_tokens(shared: Any, folder: str, family: str) -> None:
+    tokenizer = load_tokenizer(shared / "tokenizers" / folder)
+    config = families.preset(f"{family}-tiny").config
+    box = BoxPart((Box.of(10, 20, 30, 40),), 0)
+    messages = [user("Where?"), Message("assistant", (NamePart("a cat"), box))]
+    said = spell(messages, config.chat.grounding, lambda index: (100, 50), controls=tokenizer.controls)
+    text = tokenise(render(config.chat, said, mode="train"), tokenizer)
+    taught = [number for number, is_taught in zip(text.ids, text.supervised, strict=True) if is_taught]
+    first = {"qwen": 151851, "qwen2": 151646}[folder]
+    assert [number for number in taught if first <= number < first + 4] == [first, first + 1, first + 2, first + 3]
 
 
 def test_several_boxes_of_one_place_are_written_together() -> None:

@@ -1,5 +1,8 @@
 """What was published of each recipe: the training sections of the specification sheets, apart from the recipes."""
 
+from opsin.train.config import read_run
+from opsin.train.prepare import published_samples
+
 LLAVA = {"betas": (0.9, 0.999), "wd": 0, "clip": 1, "warmup": 0.03, "epochs": 1}
 LAVIS = {"betas": (0.9, 0.98), "wd": 0.05, "clip": None, "warmup": 2000, "start": 1e-6, "side": 224}
 LAVIS_TUNED = {"betas": (0.9, 0.999), "wd": 0.05, "clip": None, "warmup": 1000, "start": 1e-8, "epochs": 5}
@@ -23,6 +26,13 @@ PUBLISHED = {
         "part_lr": {"connector": 2e-5},
         "parts": "connector",
         "lora": (128, 256, 0.05, ("decoder",)),
+        **LLAVA,
+    },
+    "llava-1.5/finetune-hd": {
+        "lr": 2e-5,
+        "batch": 128,
+        "samples": 665_298,
+        "parts": "connector newline decoder",
         **LLAVA,
     },
     "llava-next/pretrain": {"lr": 1e-3, "batch": 256, "tokens": 2048, "samples": 558_128, "side": 336, **LLAVA},
@@ -176,3 +186,22 @@ PUBLISHED = {
         "parts": ALL,
     },
 }
+
+
+def table_row(name: str) -> str:
+    """The line of docs/training.md's table of published stages."""
+    (stage,) = read_run(name).stages
+    compares = stage.objective == "blip2_stage1"
+    trains = "all but the tower" if compares and "vision" not in stage.trainable else ", ".join(stage.trainable)
+    trains = "all" if compares and "vision" in stage.trainable else trains
+    trains = "decoder, connector without its last layer" if "connector.queries" in stage.trainable else trains
+    trains = f"{trains}, adapters in {', '.join(stage.lora.targets)}" if stage.lora else trains
+    least = f" to {stage.schedule.min_lr:g}" if stage.schedule.min_lr else ""
+    rates = "".join(f"; {part} {rate:g}" for part, rate in stage.optim.part_lr.items() if rate != stage.optim.lr)
+    rates += "".join(f"; {part} x {decay:g} a layer" for part, decay in stage.optim.layer_decay.items() if decay != 1)
+    length = f"{stage.steps:,} steps" if stage.steps else f"{stage.epochs:g} epoch{'s' if stage.epochs != 1 else ''}"
+    warmup = stage.schedule.warmup_steps
+    rising = f"{stage.schedule.warmup_ratio:.0%}" if warmup is None else f"{warmup:,}"
+    count = published_samples(stage)
+    cells = (f"`{name}`", trains, f"{stage.optim.lr:g}{least}{rates}", rising, f"{stage.batch.samples:,}", length)
+    return f"| {' | '.join((*cells, f'{stage.max_tokens:,}', f'{count:,}' if count else ''))} |"

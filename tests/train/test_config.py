@@ -14,7 +14,7 @@ from opsin.train.config import RECIPES, apply_override, differences, find_recipe
 from opsin.train.optim import make_groups
 from opsin.train.prepare import describe_run, on_meta, published_samples, stage_config, stage_trainable
 from opsin.train.trainable import matches
-from train.published import PUBLISHED
+from train.published import PUBLISHED, table_row
 
 RUN = """
 model: llava-1.5-tiny
@@ -207,6 +207,12 @@ def test_published_numbers_are_those_of_the_papers(name):
         "lora": stage.lora and (stage.lora.rank, stage.lora.alpha, stage.lora.dropout, stage.lora.targets),
     }
     assert {key: found[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_the_documentation_has_every_published_stage_with_its_numbers():
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    named = [name for family in families.FAMILIES for name in family.recipes]
+    assert "\n".join(map(table_row, named)) in text
 
 
 def test_recipes_lie_inside_the_package():

@@ -107,15 +107,15 @@ def test_a_gradient_that_overflows_is_traced_to_the_output_it_is_of(tiny, step, 
 def test_pixels_that_are_not_finite_are_told_apart_from_the_tower(tiny):
     loop = loop_of(tiny)
     guilty = name_of(loop, 0, 1)
-    load = loop.feed.load
+    encode = loop.feed.encode
 
-    def spoiled(index, epoch):
-        sample = load(index, epoch)
+    def spoiled(conversation, **options):
+        sample = encode(conversation, **options)
         if sample.name == guilty:
             sample.images[0].patches[3, 0] = np.nan
         return sample
 
-    loop.feed.load = spoiled
+    loop.feed.encode = spoiled
     message = message_of(loop, 0)
     assert f"Samples of the passes concerned: {guilty!r}." in message
     assert "the pixels that go in are not finite" in message

@@ -261,8 +261,9 @@ def test_gradients_of_a_row_that_fills_many_slots_are_the_same_with_several_thre
 
 
 def test_defaults_are_those_of_the_published_recipes():
-    assert AdamW(lr=1e-3).model_dump(exclude={"lr", "kind", "part_lr"}) == {
+    assert AdamW(lr=1e-3).model_dump(exclude={"lr", "kind", "part_lr", "layer_decay"}) == {
         "betas": (0.9, 0.999),
         "eps": 1e-8,
         "weight_decay": 0.0,
+        "layer_decay": {},
     }

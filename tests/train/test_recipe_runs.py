@@ -42,8 +42,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.json").write_text(json.dumps(records))
     larger = TINY.config.vision.replace(image_size=70)
     squash = TINY.config.resolution.replace(tile_size=70)
-    for name, config in (("t5", TINY_T5), ("coco", TINY.config.replace(vision=larger, resolution=squash))):
-        weights.save_native(folder / f"blip2-{name}", weights.build(config), config)
+    tiled = families.family("llava_next").tiny.config.resolution
+    for name, config in (
+        ("blip2-t5", TINY_T5),
+        ("blip2-coco", TINY.config.replace(vision=larger, resolution=squash)),
+        ("llava-hd", families.family("llava15").tiny.config.replace(resolution=tiled)),
+    ):
+        weights.save_native(folder / name, weights.build(config), config)
     for name, compares in (
         ("stage1", TINY_RETRIEVER),
         ("stage1-coco", TINY_RETRIEVER.replace(vision=larger, resolution=squash)),
@@ -57,6 +62,7 @@ MODELS = {
     "blip2/retrieval-coco": "blip2-stage1-coco",
     "blip2/stage2-flan-t5": "blip2-t5",
     "blip2/caption-coco": "blip2-coco",
+    "llava-1.5/finetune-hd": "llava-hd",
 }
 
 

@@ -13,7 +13,7 @@ from opsin.cli.app import run as opsin
 from opsin.errors import ConfigError, DataError
 from opsin.families.blip2 import TINY, TINY_RETRIEVER
 from opsin.spec.recipe import BatchSize
-from opsin.train import read_run, run
+from opsin.train import StopRequest, read_run, run
 from opsin.train.prepare import start_model
 from opsin.train.stage1 import check_pairs
 
@@ -64,10 +64,9 @@ def test_a_run_learns_to_compare_and_stage_2_goes_on_with_its_qformer(project, c
     capsys.readouterr()
     second = yaml.safe_load((project / "run.yaml").read_text())
     second |= {"model": "blip2-tiny", "output": "two", "init": {"connector": "out/stage1", "vision": "out/stage1"}}
-    second["stages"] = [
-        {**second["stages"][0], "name": "stage2", "objective": "next_token", "trainable": ["connector"]}
-    ]
-    second["stages"][0] |= {"chat": "blip2_opt_caption", "batch": {"samples": 8}, "steps": 2}
+    (stage,) = second["stages"]
+    stage |= {"name": "stage2", "objective": "next_token", "trainable": ["connector"], "chat": "blip2_opt_caption"}
+    stage |= {"batch": {"samples": 8}, "steps": 2}
     (project / "second.yaml").write_text(yaml.safe_dump(second))
     started = start_model(read_run("second.yaml")).vlm
     learned = matcher.model.retriever
@@ -78,10 +77,8 @@ def test_a_run_learns_to_compare_and_stage_2_goes_on_with_its_qformer(project, c
     assert opsin(["train", "second.yaml"]) == 0
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(project, monkeypatch):
-    """Dropout and negatives are drawn from the step's number."""
-    from opsin.train import StopRequest
-
+def test_a_stopped_run_goes_on_to_the_same_bits(project):
+    """Negatives are drawn from the step's number."""
     config = read_run("run.yaml", ["stages.0.steps=8", "checkpoint.every=100"])
     straight = run(config).model.retriever.state_dict()
     stop, done = StopRequest(), []
@@ -111,7 +108,7 @@ def test_it_is_judged_while_it_trains_and_its_best_model_compares(project, capsy
     assert "a model that compares gives no answers; set evaluate.metric: loss" in capsys.readouterr().err
 
 
-def test_a_dry_run_shows_it_without_data_by_the_published_counts(project, capsys, monkeypatch):
+def test_a_dry_run_shows_it_without_data_by_the_published_counts(project, capsys):
     assert opsin(["train", "run.yaml", "--dry-run"]) == 0
     assert "16 samples per epoch, 8 per step: 60 steps, 30.00 epochs" in capsys.readouterr().out
     assert opsin(["train", "blip2/stage1", "--dry-run"]) == 0

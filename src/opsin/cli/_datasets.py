@@ -1,7 +1,7 @@
 """What `opsin data` works on: the files of a run's stages, or files by their names, and what a model asks of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opsin import families
@@ -11,6 +11,7 @@ from opsin.errors import ConfigError
 from opsin.spec.model import VLMConfig
 from opsin.spec.recipe import DataFile, RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from opsin.train.config import read_run, recipe_names
 from opsin.train.prepare import describe_model, smaller_pictures, stage_config, tokenizer_name, training_encoder
 
 
@@ -24,6 +25,8 @@ class Dataset:
     rules: Rules
     note: str = ""
     """What cannot be looked at, and why."""
+    held_out: tuple[DataFile, ...] = ()
+    """What must not be among them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class ModelOptions:
 
 def find_datasets(paths: Sequence[str], options: ModelOptions) -> list[Dataset]:
     """The stages of a run file, or one set of the files that are named. Raises ConfigError."""
-    runs = [path for path in paths if Path(path).suffix in (".yaml", ".yml")]
+    runs = [path for path in paths if Path(path).suffix in (".yaml", ".yml") or path in recipe_names()]
     if not runs:
         files = tuple(DataFile(path=path, image_root=options.image_root) for path in paths)
         if options.model is None:
@@ -49,20 +52,32 @@ def find_datasets(paths: Sequence[str], options: ModelOptions) -> list[Dataset]:
         return [_dataset("", files, config, _tokenizer(options, options.model), None, options)]
     if len(paths) > 1:
         raise ConfigError("a run file stands alone: it names its data itself")
-    from opsin.train.config import read_run
-
     run = read_run(runs[0])
-    name = options.model or run.model
-    tokenizer = _tokenizer(options, name, run)
-    found = []
-    for stage in run.stages:
-        config = stage_config(_model(name), stage)
-        files = tuple(file.replace(image_root=file.image_root or options.image_root) for file in stage.data)
-        if files:
-            found.append(_dataset(stage.name, files, config, tokenizer, stage, options))
+    found = [each for stage in run.stages for each in _of_stage(run, stage, options)]
     if not found:
         raise ConfigError(f"{runs[0]}: no stage names data")
     return found
+
+
+def _of_stage(run: RunConfig, stage: Stage, options: ModelOptions) -> Iterator[Dataset]:
+    """The data that a stage trains on, and what it is judged on, which must not be among it."""
+
+    def with_root(files: Sequence[DataFile]) -> tuple[DataFile, ...]:
+        return tuple(file.replace(image_root=file.image_root or options.image_root) for file in files)
+
+    judged_on = with_root(stage.evaluate.data) if stage.evaluate else ()
+    sets = ((stage.name, with_root(stage.data), judged_on), (f"{stage.name} evaluation", judged_on, ()))
+    for name, files, held_out in sets:
+        if not files:
+            continue
+        if run.compares:
+            note = "this model compares pictures with texts: tokens are not counted"
+            yield Dataset(name, files, Rules(decode=options.decode), note, held_out)
+            continue
+        model = options.model or run.model
+        config = stage_config(_model(model), stage)
+        dataset = _dataset(name, files, config, _tokenizer(options, model, run), stage, options)
+        yield replace(dataset, held_out=held_out)
 
 
 def encoder_of(dataset: Dataset) -> Encoder:

@@ -38,14 +38,15 @@ def check_all(datasets: Sequence[Dataset], held_out: Sequence[str], image_root: 
     found = []
     for dataset in datasets:
         check = DataCheck(dataset.rules)
-        for path in held_out:
-            check.hold_out(open_file(DataFile(path=path, image_root=image_root)))
+        for file in (*dataset.held_out, *(DataFile(path=path, image_root=image_root) for path in held_out)):
+            check.hold_out(open_file(file))
         problems: list[Problem] = []
         for file in _different(dataset.files):
             try:
                 problems += check.check(open_file(file))
             except OpsinError as error:
-                problems.append(Problem.of(error, file.path, kind="file"))
+                told = error.message.removeprefix(file.path).lstrip(": ")
+                problems.append(Problem(file.path, error.kind or "file", told, error.fix))
         found.append(Findings(dataset, tuple(problems), check.totals))
     return found
 

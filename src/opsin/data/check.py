@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +22,12 @@ from opsin.data.problems import BadRecord, Problem
 from opsin.data.records import JsonRecords
 from opsin.data.suspicious import shape_of, suspicious_json, suspicious_record, suspicious_talk
 from opsin.encode import Encoder, Measure
-from opsin.errors import MediaError, MessageError
+from opsin.errors import DataError, MediaError, MessageError
 from opsin.media.image import DEFAULT_LIMITS, ImageMode, Limits, image_size
 from opsin.spec.plan import Size
 from opsin.spec.recipe import DataFile, Overlong
 from opsin.text.messages import BoxPart, Conversation, ImageSource
+from opsin.text.render import check_order
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,11 @@ class DataCheck:
         measure, change = None, ""
         try:
             _check_boxes(conversation, sizes)
-            if self.rules.encoder is not None and not wrong:
+            if self.rules.encoder is None:
+                check_order(conversation.messages)
+                if not any(message.role == "assistant" for message in conversation.messages):
+                    raise DataError("it has no answer to learn from", kind="nothing_taught")
+            elif not wrong:
                 measure, change = self._measure(conversation, [size for size in sizes if size is not None])
         except BAD_SAMPLE as error:
             problems.append(Problem.of(error, where))
@@ -291,7 +297,7 @@ def _bytes_of(source: object) -> bytes:
         return hashlib.sha256(b"".join(map(_bytes_of, source))).digest()
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
-    if isinstance(source, str | Path) and Path(source).is_file():
+    if isinstance(source, Path) and isfile(source):
         with open(source, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     return repr(source).encode()

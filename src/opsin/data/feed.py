@@ -22,6 +22,7 @@ from opsin.text.messages import Conversation
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Share = Callable[[Sequence[tuple[int, int]]], Sequence[tuple[int, int]]]
 
 BAD_SAMPLE = (DataError, MessageError, MediaError, PlanError)
 """What is wrong with a single sample. Other errors are of the run and stop it whatever `bad_samples` says."""
@@ -179,12 +180,14 @@ class Feed:
             return replace(loaded, left_out=left_out)
         raise DataError(f"{reason} No other sample could take its place: none of {MAX_TRIES} that were drawn is good.")
 
-    def stream(self, first_step: int, *, workers: int) -> Generator[Encoded, None, None]:
+    def stream(self, first_step: int, *, workers: int, share: Share = tuple) -> Generator[Encoded, None, None]:
         """All samples from `first_step` to the end, one by one. Nothing before `first_step` is read.
 
+        share: which of the samples of a step to read; all, where one process trains.
         What is left out waits in `found` until the step is settled.
         """
-        places = ((step, *place) for step in range(first_step, self.num_steps) for place in self.step_samples(step))
+        steps = range(first_step, self.num_steps)
+        places = ((step, *place) for step in steps for place in share(self.step_samples(step)))
         depth = self.stage.batch.samples + workers
         with closing(ahead(places, lambda p: self.load_or_replace(*p), workers=workers, depth=depth)) as loaded:
             for each in loaded:

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from opsin.data.records import Records
 from opsin.data.shapes import Shaper
 from opsin.data.tables import RowRecords
 from opsin.errors import MessageError
+from opsin.media.source import shorten
 from opsin.spec.recipe import DataFile
 from opsin.text.messages import Conversation, ImageSource, TextPart, VideoSource
 from opsin.text.parse import read
@@ -80,8 +82,8 @@ class RecordSource:
         conversation = self._conversation(index, light=light)
         for kind, path in _files(conversation):
             if path not in found:
-                if not path.is_file():
-                    message = f"{kind} {path} is not there. Relative paths start from {self.image_root}"
+                if not isfile(path):  # Path.is_file raises for names that are too long
+                    message = f"{kind} {shorten(str(path))} is not there. Relative paths start from {self.image_root}"
                     fix = "set image_root, or correct the record"
                     raise BadRecord(Problem(self.where(index), f"{kind}_missing", message, fix))
                 found.add(path)

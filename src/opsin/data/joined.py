@@ -54,19 +54,17 @@ class CocoRecords:
     """One record for each annotation of a COCO file: its caption or box, with the file of its picture."""
 
     def __init__(self, file: ObjectFile, *, limit: int | None = None) -> None:
-        """Raises DataError where an image has no id and file name."""
+        """Raises DataError where there is no annotation."""
         self.path = file.path
         self._places = file.lists["annotations"]
         self._length = len(self._places) if limit is None else min(limit, len(self._places))
         self.fingerprint = digest(file.path)
         self._images: dict[Any, dict[str, Any]] = {}
         for number in range(len(file.lists["images"])):
-            place = file.lists["images"][number]
-            image = load_json(file.path, place)
-            if not isinstance(image, dict) or not {"id", "file_name"} <= image.keys():
-                raise DataError(f"{file.path} line {place.line}: image {number + 1} has no 'id' and 'file_name'")
-            kept = ("file_name", "width", "height", "caption")
-            self._images[image["id"]] = {key: image[key] for key in kept if key in image}
+            image = load_json(file.path, file.lists["images"][number])
+            if isinstance(image, dict) and isinstance(image.get("id"), int | str):
+                kept = ("file_name", "width", "height", "caption")
+                self._images[image["id"]] = {key: image[key] for key in kept if key in image}
         if not self._length:
             raise DataError(f"{file.path} has no annotations", kind="empty")
 
@@ -81,10 +79,11 @@ class CocoRecords:
         """An annotation and what is known of its picture."""
         record = load_json(self.path, self._places[index])
         if not isinstance(record, dict):
-            raise BadRecord(Problem(self.where(index), "turn", f"an annotation is no {type(record).__name__}"))
-        image = self._images.get(record.get("image_id"))
-        if image is None:
-            told = f"its image_id {record.get('image_id')!r} is not among the {len(self._images)} images of the file"
+            raise BadRecord(Problem(self.where(index), "image_id", f"an annotation is no {type(record).__name__}"))
+        number = record.get("image_id")
+        image = self._images.get(number) if isinstance(number, int | str) else None
+        if image is None or "file_name" not in image:
+            told = f"its image_id {str(number)[:80]!r} is not among the {len(self._images)} images with a file_name"
             raise BadRecord(Problem(self.where(index), "image_id", told))
         return image | record
 
@@ -103,15 +102,17 @@ class VqaRecords:
             raise DataError(f"{self._answers.path} has no 'annotations': give the file of the answers", kind="answers")
         if not self._length:
             raise DataError(f"{file.path} has no questions", kind="empty")
-        places = self._answers.lists["annotations"]
-        self._by_question = {
-            load_json(self._answers.path, places[number]).get("question_id"): number for number in range(len(places))
-        }
+        self._by_question: dict[Any, int] = {}
+        for number in range(len(self._answers.lists["annotations"])):
+            answer = load_json(self._answers.path, self._answers.lists["annotations"][number])
+            if isinstance(answer, dict) and isinstance(answer.get("question_id"), int | str):
+                self._by_question[answer["question_id"]] = number
         self.fingerprint = f"{digest(file.path)} {digest(self._answers.path)}"
         subset = str(file.values.get("data_subtype", self._answers.values.get("data_subtype", "")))
         forms = [f"COCO_{subset}_{{:012d}}.jpg", f"{subset}/COCO_{subset}_{{:012d}}.jpg", "{:012d}.jpg"]
         forms.append(f"{subset}/{{:012d}}.jpg")
-        first = load_json(file.path, self._places[0]).get("image_id")
+        question = load_json(file.path, self._places[0])
+        first = question.get("image_id") if isinstance(question, dict) else None
         there = [form for form in forms if isinstance(first, int) and (image_root / form.format(first)).is_file()]
         self._form = (there or forms)[0]
 
@@ -127,9 +128,10 @@ class VqaRecords:
         record = load_json(self.path, self._places[index])
         if not isinstance(record, dict) or not isinstance(record.get("image_id"), int):
             raise BadRecord(Problem(self.where(index), "image_id", "no question with a whole number as its 'image_id'"))
-        number = self._by_question.get(record.get("question_id"))
+        name = record.get("question_id")
+        number = self._by_question.get(name) if isinstance(name, int | str) else None
         if number is None:
-            told = f"{self._answers.path} has no answer to question_id {record.get('question_id')!r}"
+            told = f"{self._answers.path} has no answer to question_id {str(name)[:80]}"
             raise BadRecord(Problem(self.where(index), "answer", told))
         answers = load_json(self._answers.path, self._answers.lists["annotations"][number])
         return answers | record | {"image": self._form.format(record["image_id"])}
@@ -146,7 +148,9 @@ class ScienceQaRecords:
             splits = json.loads(splits_path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{splits_path}, which says what belongs to a split, cannot be read: {error}") from None
-        if split not in splits:
+        if not isinstance(splits, dict):
+            raise DataError(f"{splits_path} is no object of splits", kind="file")
+        if not isinstance(splits.get(split), list):
             raise DataError(f"{splits_path} has no split {split!r}{nearest(split, splits)}; it has {', '.join(splits)}")
         self._split, self._ids = split, [str(each) for each in splits[split]][:limit]
         if not self._ids:
@@ -170,7 +174,9 @@ class ScienceQaRecords:
                 Problem(self.where(index), "member_missing", f"split {self._split!r} names it; it is not there")
             )
         record = load_json(self.path, place)
-        if record.get("image"):
+        if not isinstance(record, dict):
+            raise BadRecord(Problem(self.where(index), "shape", f"a problem is no {type(record).__name__}"))
+        if isinstance(record.get("image"), str) and record["image"]:
             folders = [f"{record.get('split', self._split)}/{name}", name]
             there = [folder for folder in folders if (self._image_root / folder / record["image"]).is_file()]
             record["image"] = f"{(there or folders)[0]}/{record['image']}"

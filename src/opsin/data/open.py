@@ -10,6 +10,7 @@ from opsin.data.scan import cannot_read, first_character
 from opsin.data.tables import ArrowRecords, ParquetRecords
 from opsin.data.tar import PACKED, TarRecords
 from opsin.errors import DataError
+from opsin.weights.hub import snapshot
 
 Container = Literal["json", "parquet", "tar", "arrow"]
 _FIRST_LINE = 1 << 20
@@ -20,12 +21,15 @@ def find_files(path: str) -> tuple[list[Path], int | None]:
     """The files that a path of a recipe names, and the limit that may stand behind it (`mix.json#500`).
 
     `{000..010}` stands for those numbers, `*` and `?` for any names, in order. A folder that is no data set itself
-    stands for its parquet files or shards. Raises DataError where there is none.
+    stands for its parquet files or shards. `hf://datasets/OWNER/NAME[@REVISION]/FILE` is downloaded into the hub's
+    cache. Raises DataError where there is none.
     """
     limit = None
     counted = re.fullmatch(r"(.+)#([1-9]\d*)", path)
     if counted and not Path(path).exists():
         path, limit = counted[1], int(counted[2])
+    if "://" in path:
+        path = _download(path)
     files: list[Path] = []
     for name in _numbered(path):
         if any(mark in name for mark in "*?[") and not Path(name).exists():
@@ -39,6 +43,18 @@ def find_files(path: str) -> tuple[list[Path], int | None]:
     if len(files) == 1 and files[0].is_dir():
         files = _in_folder(files[0])
     return files, limit
+
+
+def _download(address: str) -> str:
+    """The local path of files of a data set of the hub."""
+    found = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/(.+)", address)
+    if not found:
+        raise DataError(
+            f"{address} is an address of a kind that is not read; give a path, or hf://datasets/OWNER/NAME/FILE",
+            kind="file",
+        )
+    repository, revision, files = found.groups()
+    return str(snapshot(repository, revision, _numbered(files), kind="dataset", refusal=DataError) / files)
 
 
 def _numbered(path: str) -> list[str]:

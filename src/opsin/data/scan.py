@@ -184,8 +184,8 @@ def first_character(path: Path) -> str:
     """The first character of a file that is not white space; empty where there is none."""
     try:
         with path.open("rb") as file:
-            for line in file:
-                text = line.removeprefix(codecs.BOM_UTF8).strip()
+            while chunk := file.read(1 << 16):
+                text = chunk.removeprefix(codecs.BOM_UTF8).lstrip()
                 if text:
                     return chr(text[0])
     except OSError as error:

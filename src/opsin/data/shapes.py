@@ -6,7 +6,7 @@ A shape is known by its keys, record by record, so that a file may mix them:
     texts                       Cauldron, FineVision: turns of `user` and `assistant`
     question + choices          ScienceQA, as LLaVA puts it (`QCM-LEA`)
     bbox + expression           RefCOCO and its kin
-    question + answer(s)        VQA
+    question + answer(s)        VQA; also query + response, instruction (+ input) + output
     caption                     captions of a picture; of several captions each epoch takes the next
 """
 
@@ -22,9 +22,11 @@ from opsin.errors import MessageError, nearest
 IMAGE_KEYS = ("image", "images", "image_path", "jpg", "jpeg", "png", "webp", "img", "file_name")
 CAPTION_KEYS = ("caption", "captions", "text", "txt", "TEXT")
 EXPRESSION_KEYS = ("expression", "expressions", "sentence", "sentences", "ref", "refs", "phrase", "answer", "caption")
-ANSWER_KEYS = ("multiple_choice_answer", "answer", "answers")
+QUESTION_KEYS = ("question", "query", "instruction")
+ANSWER_KEYS = ("multiple_choice_answer", "answer", "answers", "response", "output")
 KNOWN_KEYS = (
-    *("conversations", "messages", "texts", "question", "choices", "bbox", "objects", "video", "videos"),
+    *("conversations", "messages", "texts", "choices", "bbox", "objects", "video", "videos"),
+    *QUESTION_KEYS,
     *IMAGE_KEYS,
     *CAPTION_KEYS,
     *EXPRESSION_KEYS,
@@ -93,7 +95,7 @@ class Shaper:
             return "choices"
         if has("bbox") and has(*EXPRESSION_KEYS):
             return "box"
-        if "question" in record:
+        if any(key in record for key in QUESTION_KEYS):
             return "question"
         if any(key in record for key in CAPTION_KEYS) and any(key in record for key in (*IMAGE_KEYS, "video")):
             return "caption"
@@ -144,7 +146,11 @@ class Shaper:
             self._check_box(record, numbers)
         return {
             "messages": _exchange(_shown(record), (self.prompt or LOCATE).replace("{}", "<ref-object>"), "<bbox>"),
-            "objects": {"ref": [_next(expression, epoch, key)], "bbox": [list(numbers)], "bbox_type": "real"},
+            "objects": {
+                "ref": [_next(expression, epoch, key, kind="expression")],
+                "bbox": [list(numbers)],
+                "bbox_type": "real",
+            },
         }
 
     @staticmethod
@@ -161,14 +167,19 @@ class Shaper:
             )
 
     def _question(self, record: Mapping[str, Any], epoch: int) -> dict[str, Any]:
-        if not isinstance(record["question"], str):
-            raise MessageError(f"'question' is {type(record['question']).__name__}; text is needed", kind="question")
+        name, question = _first(record, QUESTION_KEYS)
+        if not isinstance(question, str):
+            raise MessageError(f"its question is {type(question).__name__}; text is needed", kind="question")
+        if record.get("history"):
+            raise MessageError("a 'history' beside a question; write all turns as 'messages'", kind="turns")
+        if name == "instruction" and (given := _said(record, "input")):
+            question += f"\n{given}"
         key, answer = _first(record, ANSWER_KEYS)
         if answer is None:
             raise MessageError(
                 f"a question without an answer; one of {', '.join(ANSWER_KEYS)} is needed", kind="answer"
             )
-        return {"messages": _exchange(_shown(record), self._put(record["question"]), _most_given(answer, key))}
+        return {"messages": _exchange(_shown(record), self._put(question), _most_given(answer, key))}
 
     def _caption(self, record: Mapping[str, Any], epoch: int) -> dict[str, Any]:
         key, caption = _first(record, CAPTION_KEYS)
@@ -177,7 +188,7 @@ class Shaper:
         shown = _shown(record)
         if not shown:
             raise MessageError("a caption without a picture", kind="picture")
-        return {"messages": _exchange(shown, self._put(""), _next(caption, epoch, key))}
+        return {"messages": _exchange(shown, self._put(""), _next(caption, epoch, key, kind="caption"))}
 
     def _put(self, question: str) -> str:
         return question if self.prompt is None else self.prompt.replace("{}", question)
@@ -206,8 +217,10 @@ def _shown(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     parts = []
     for kind, keys in (("image", IMAGE_KEYS), ("video", ("video", "videos"))):
         _, given = _first(record, keys)
-        several = given if isinstance(given, list | tuple) else [given]
-        parts += [{"type": kind, kind: each} for each in several if given is not None]
+        several = given if isinstance(given, list | tuple) else [] if given is None else [given]
+        if any(each is None for each in several):
+            raise MessageError(f"one of its {kind}s is null", kind="picture" if kind == "image" else "video")
+        parts += [{"type": kind, kind: each} for each in several]
     return parts
 
 
@@ -221,7 +234,7 @@ def _said(record: Mapping[str, Any], key: str) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-def _texts_of(value: Any, key: str) -> list[str]:
+def _texts_of(value: Any, key: str, kind: str) -> list[str]:
     """One text or several, in any of the forms of published sets."""
     items = value if isinstance(value, list | tuple) else [value]
     texts = []
@@ -229,19 +242,19 @@ def _texts_of(value: Any, key: str) -> list[str]:
         if isinstance(item, Mapping):  # refer: {"sent", "raw", "tokens"}; VQA: {"answer", "answer_confidence"}
             item = next((item[name] for name in ("raw", "sent", "answer", "caption") if name in item), None)
         if not isinstance(item, str) or not item.strip():
-            raise MessageError(f"{key!r} holds {str(item)[:80]!r} where a text is needed", kind=key.removesuffix("s"))
+            raise MessageError(f"{key!r} holds {str(item)[:80]!r} where a text is needed", kind=kind)
         texts.append(item)
     if not texts:
-        raise MessageError(f"{key!r} is empty", kind=key.removesuffix("s"))
+        raise MessageError(f"{key!r} is empty", kind=kind)
     return texts
 
 
-def _next(value: Any, epoch: int, key: str) -> str:
+def _next(value: Any, epoch: int, key: str, *, kind: str) -> str:
     """Of several texts each epoch takes the next."""
-    texts = _texts_of(value, key)
+    texts = _texts_of(value, key, kind)
     return texts[epoch % len(texts)]
 
 
 def _most_given(value: Any, key: str) -> str:
     """The answer that most people gave; of equals the first."""
-    return Counter(_texts_of(value, key)).most_common(1)[0][0]
+    return Counter(_texts_of(value, key, "answer")).most_common(1)[0][0]

@@ -87,12 +87,13 @@ class ParquetRecords:
                 for path in left_out:
                     _fill(record, path.split("."))
                 return record
-            table = self._kept.pop(group, None)
-            if table is None:
-                table = self._read(group, None)
-            self._kept[group] = table
-            while len(self._kept) > 1 and sum(each.nbytes for each in self._kept.values()) > KEPT_BYTES:
-                self._kept.popitem(last=False)
+            if group in self._kept:
+                self._kept.move_to_end(group)
+            else:
+                self._kept[group] = self._read(group, None)
+                while len(self._kept) > 1 and sum(each.nbytes for each in self._kept.values()) > KEPT_BYTES:
+                    self._kept.popitem(last=False)
+            table = self._kept[group]
         return table.slice(row, 1).to_pylist()[0]
 
     def _group(self, index: int) -> int:
@@ -168,7 +169,13 @@ class RowRecords:
     """The rows of an object with a length and numbered rows: a `datasets.Dataset`, or a list of records."""
 
     def __init__(self, rows: Any, *, name: str = "dataset", limit: int | None = None) -> None:
-        """name: what messages call it."""
+        """name: what messages call it. Raises DataError for an object without a length, such as a stream."""
+        if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+            raise DataError(
+                f"{name} is {type(rows).__name__}, which has no length or numbered rows: a stream cannot be shuffled "
+                "and resumed exactly; load the data set without streaming",
+                kind="file",
+            )
         # As Arrow: pictures stay bytes, which opsin opens under its own limits.
         self._rows = rows.with_format("arrow") if hasattr(rows, "with_format") else rows
         self._length = len(rows) if limit is None else min(limit, len(rows))
@@ -222,7 +229,7 @@ def _light(array: Any) -> Any:
         fields = [_light(array.field(place)) for place in range(kind.num_fields)]
         names = [kind.field(place).name for place in range(kind.num_fields)]
         return arrow.StructArray.from_arrays(fields, names=names, mask=array.is_null())
-    if types.is_list(kind) and any(name in str(kind) for name in ("binary",)):
+    if types.is_list(kind) and "binary" in str(kind):
         # Row by row: offsets of a slice do not begin at 0.
         values, offsets = _light(array.values), array.offsets.to_pylist()
         several = [

@@ -112,7 +112,7 @@ PRESETS = (
         parameters=13_350_516_736,
         source="arXiv:2310.03744, section 3.4; the size of the newline row and its place follow LLaVA-NeXT's code",
         tower_hub="openai/clip-vit-large-patch14",
-        access="Its weights were never published. Train it from llava-1.5-13b, or use llava-next-vicuna-13b",
+        access="Its weights were never published. Train it (llava-1.5/finetune-hd), or use llava-next-vicuna-13b",
     ),
 )
 
@@ -152,7 +152,7 @@ LLAVA15 = Family(
     paper="Improved Baselines with Visual Instruction Tuning, arXiv:2310.03744",
     presets=PRESETS,
     tiny=TINY,
-    recipes=("llava-1.5/pretrain", "llava-1.5/finetune", "llava-1.5/finetune-lora"),
+    recipes=("llava-1.5/pretrain", "llava-1.5/finetune", "llava-1.5/finetune-lora", "llava-1.5/finetune-hd"),
     matches=_matches,
     accepts=lambda config: config.connector.kind == "mlp" and is_llava(config),
     chat_for=_chat_for,

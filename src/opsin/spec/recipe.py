@@ -279,6 +279,11 @@ class RunConfig(Spec):
     """Bits of the frozen linear layers of tower and language model, for a run of one stage that trains adapters."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; otherwise a torch device such as `cpu` or `cuda:1`."""
+    activations: Literal["keep", "recompute"] = "keep"
+    """`recompute`: what a block computes is forgotten, and computed again when its gradient is due. The same numbers in
+    less memory, for about a third more time."""
+    compile: bool = False
+    """torch.compile on each block: equal but for rounding. Worth its start-up time on a GPU, for long runs."""
     workers: int = Field(default=2, ge=0)
     """Threads that read and prepare samples ahead of the model. They change no result."""
     checkpoint: Checkpoints = Checkpoints()
@@ -314,7 +319,7 @@ class RunConfig(Spec):
         return self.stages[0].objective == "blip2_stage1"
 
 
-MACHINE_KEYS = ("output", "device", "workers", "checkpoint", "log_every", "trackers")
+MACHINE_KEYS = ("output", "device", "activations", "compile", "workers", "checkpoint", "log_every", "trackers")
 """Settings that may change when a run goes on: they say where and how it is run, not what is computed."""
 
 

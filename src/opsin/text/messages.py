@@ -85,8 +85,15 @@ class BoxPart:
     """Which of `Conversation.images`, from 0."""
 
 
+@dataclass(frozen=True)
+class ControlPart:
+    """A control token around a name or box. Only `text.objects.spell` makes these: what people write stays text."""
+
+    token: str
+
+
 MediaPart = ImagePart | VideoPart
-Part = TextPart | MediaPart | NamePart | BoxPart
+Part = TextPart | MediaPart | NamePart | BoxPart | ControlPart
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ one place. `bbox_type`: `real`, pixels of the picture (when not given), or `norm
 which picture each box is, from 0; on the first when not given.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from opsin.errors import MessageError
 from opsin.spec.grounding import Grounding, Space
 from opsin.spec.plan import Size
 from opsin.text.grounding import Box, write
-from opsin.text.messages import BoxPart, Conversation, Message, NamePart, Part, TextPart
+from opsin.text.messages import BoxPart, ControlPart, Conversation, Message, NamePart, Part, TextPart
 
 NAME_MARK, BOX_MARK = "<ref-object>", "<bbox>"
 BOX_TYPES: dict[str, Space] = {"real": "pixels", "norm1": "unit"}
@@ -45,7 +46,7 @@ class Objects:
         if not names and not corners:
             return None
         kind = given.get("bbox_type") or "real"
-        if kind not in BOX_TYPES:
+        if not isinstance(kind, str) or kind not in BOX_TYPES:
             raise MessageError(
                 f"bbox_type {str(kind)[:80]!r} is unknown", kind="objects", fix=f"known: {', '.join(BOX_TYPES)}"
             )
@@ -56,9 +57,14 @@ class Objects:
                 boxes.append(tuple(_box(numbers, BOX_TYPES[kind]) for numbers in several))
             except MessageError as error:
                 raise MessageError(f"bbox {number}: {error.message}", kind="box", fix=error.fix) from None
+        for key, items, of in (("ref", names, str), ("image_id", images, int)):
+            if not all(isinstance(item, of) for item in items):
+                raise MessageError(
+                    f"objects: {key!r} is {str(items)[:80]}; a list of {of.__name__} is needed", kind="objects"
+                )
         if images and len(images) != len(boxes):
             raise MessageError(f"{len(images)} image_id for {len(boxes)} bbox; give one for each", kind="objects")
-        return cls([str(name) for name in names], boxes, [int(each) for each in images] or [0] * len(boxes))
+        return cls(names, boxes, images or [0] * len(boxes))
 
     def take_name(self) -> NamePart:
         """The next name. Where there is none, `check` says so, once for all."""
@@ -136,11 +142,16 @@ def write_objects(conversation: Conversation) -> dict[str, Any] | None:
 
 
 def spell(
-    messages: Sequence[Message], grounding: Grounding | None, size_of: Callable[[int], Size]
+    messages: Sequence[Message],
+    grounding: Grounding | None,
+    size_of: Callable[[int], Size],
+    *,
+    controls: Container[str] = (),
 ) -> Sequence[Message]:
     """The messages with their names and boxes as a family's text. Raises MessageError where it has none for them.
 
-    size_of: (width, height) of a picture of the conversation, asked only for those that boxes are on.
+    size_of: (width, height) of a picture of the conversation, asked only for those that boxes are on. controls: the
+    tokenizer's control tokens; marks that are among them become such.
     """
     if not any(isinstance(part, NamePart | BoxPart) for message in messages for part in message.parts):
         return messages
@@ -151,22 +162,33 @@ def spell(
             kind="grounding",
         )
     return [
-        replace(message, parts=_joined([_spelled(part, grounding, size_of) for part in message.parts]))
+        replace(
+            message,
+            parts=joined([each for part in message.parts for each in _spelled(part, grounding, size_of, controls)]),
+        )
         for message in messages
     ]
 
 
-def _spelled(part: Part, grounding: Grounding, size_of: Callable[[int], Size]) -> Part:
+def _spelled(
+    part: Part, grounding: Grounding, size_of: Callable[[int], Size], controls: Container[str]
+) -> Sequence[Part]:
     if isinstance(part, NamePart):
         before, after = ("", "") if grounding.form == "bare" else grounding.ref
-        return TextPart(f"{before}{part.text}{after}")
-    if isinstance(part, BoxPart):
+        if any(mark in part.text for mark in grounding.marks):
+            raise MessageError(f"the name {part.text[:80]!r} contains a mark of boxes", kind="objects")
+        text = f"{before}{part.text}{after}"
+    elif isinstance(part, BoxPart):
         try:
             size = size_of(part.image)
-            return TextPart(write([_inside(box, size) for box in part.boxes], grounding, size))
+            text = write([_inside(box, size) for box in part.boxes], grounding, size)
         except MessageError as error:
             raise MessageError(error.message, kind="box", fix=error.fix) from None
-    return part
+    else:
+        return [part]
+    marks = [mark for mark in grounding.marks if mark in controls]
+    pieces = re.split(f"({'|'.join(map(re.escape, marks))})", text) if marks else [text]
+    return [ControlPart(piece) if piece in marks else TextPart(piece) for piece in pieces if piece]
 
 
 def _inside(box: Box, size: Size) -> Box:
@@ -182,12 +204,12 @@ def _inside(box: Box, size: Size) -> Box:
     )
 
 
-def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
+def joined(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Neighbouring texts as one."""
-    joined: list[Part] = []
+    found: list[Part] = []
     for part in parts:
-        if joined and isinstance(part, TextPart) and isinstance(joined[-1], TextPart):
-            joined[-1] = TextPart(joined[-1].text + part.text)
+        if found and isinstance(part, TextPart) and isinstance(found[-1], TextPart):
+            found[-1] = TextPart(found[-1].text + part.text)
         else:
-            joined.append(part)
-    return tuple(joined)
+            found.append(part)
+    return tuple(found)

@@ -50,17 +50,12 @@ def parse(record: Any, *, where: str) -> Conversation:
     try:
         return read(record)
     except MessageError as error:
-        raise _within(where, error) from None
+        raise error.within(where) from None
 
 
 def read(record: Any) -> Conversation:
     """`parse`, whose errors do not say where."""
     return _Reader().read(record)
-
-
-def _within(place: str, error: MessageError) -> MessageError:
-    """The error, told from one level higher."""
-    return MessageError(f"{place}: {error.message}", kind=error.kind, fix=error.fix)
 
 
 def _keys(record: Mapping[Any, Any]) -> str:
@@ -144,7 +139,7 @@ class _Reader:
             try:
                 messages.append(self._message(turn))
             except MessageError as error:
-                raise _within(f"message {number}", error) from None
+                raise error.within(f"message {number}") from None
         self.images.check()
         self.videos.check()
         if self.objects is not None:
@@ -197,7 +192,7 @@ class _Reader:
             try:
                 parts += self._part(part)
             except MessageError as error:
-                raise _within(f"part {number}", error) from None
+                raise error.within(f"part {number}") from None
         return Message(role, tuple(parts), taught)
 
     def _marked(self, text: str, *, media: bool) -> tuple[Part, ...]:

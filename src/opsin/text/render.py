@@ -7,7 +7,8 @@ from typing import Literal
 
 from opsin.errors import MessageError
 from opsin.spec.chat import Break, ChatFormat, Pieces, Text
-from opsin.text.messages import ImagePart, MediaPart, Message, TextPart, VideoPart
+from opsin.text.messages import ControlPart, ImagePart, MediaPart, Message, Part, TextPart, VideoPart
+from opsin.text.objects import joined
 
 Source = Literal["template", "user", "assistant", "system"]
 Mode = Literal["prompt", "train"]
@@ -56,7 +57,7 @@ def render(chat: ChatFormat, messages: Sequence[Message], *, mode: Mode) -> list
     """
     system, turns = _arrange(chat, messages, mode)
     if chat.outer_space == "cut":
-        turns = [_cut(message) for message in turns]
+        turns = [replace(message, parts=_cut(message.parts)) for message in turns]
     head: list[Span] = []
     if system:
         head = [*_pieces(chat.system_prefix), TextSpan(system, False, "system"), *_pieces(chat.system_suffix)]
@@ -87,8 +88,8 @@ def render(chat: ChatFormat, messages: Sequence[Message], *, mode: Mode) -> list
     return spans + _pieces(chat.end, teach=turns[-1].loss)
 
 
-def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple[str, list[Message]]:
-    """The system text and the turns to write, checked. Errors number messages from 1."""
+def check_order(messages: Sequence[Message]) -> None:
+    """Raise MessageError for what no format can say: who speaks first, who shows pictures."""
     for number, message in enumerate(messages, start=1):
         if message.role == "system" and number > 1:
             raise MessageError(f"message {number} is a system message; only the first message can be one", kind="order")
@@ -101,6 +102,11 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
         raise MessageError(
             f"no user message among {len(messages)} message(s); a conversation needs at least one", kind="order"
         )
+
+
+def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple[str, list[Message]]:
+    """The system text and the turns to write, checked. Errors number messages from 1."""
+    check_order(messages)
     if mode == "prompt" and messages[-1].role != "user":
         raise MessageError(
             f"message {len(messages)}, the last one, is the assistant's, so there is nothing to answer; "
@@ -110,7 +116,7 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
         raise MessageError(
             f"message {len(messages)}, the last one, is no answer of the assistant's, which is what format "
             f"{chat.name!r} teaches; end with one",
-            kind="no_answer",
+            kind="order",
         )
     system, turns, first = chat.system, list(messages), 1
     if turns[0].role == "system":
@@ -129,19 +135,19 @@ def _arrange(chat: ChatFormat, messages: Sequence[Message], mode: Mode) -> tuple
     if chat.system_place == "in_first_user" and system and not turns[0].parts:
         raise MessageError(
             f"the first user message is empty; format {chat.name!r} writes the system text inside it",
-            kind="empty_question",
+            kind="order",
         )
     return system, turns
 
 
-def _cut(message: Message) -> Message:
-    """The message without white space at its two ends; what stands beside a picture stays."""
-    parts = list(message.parts)
-    if parts and isinstance(parts[0], TextPart):
-        parts[0] = TextPart(parts[0].text.lstrip())
-    if parts and isinstance(parts[-1], TextPart):
-        parts[-1] = TextPart(parts[-1].text.rstrip())
-    return replace(message, parts=tuple(part for part in parts if part != TextPart("")))
+def _cut(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts without white space at their two ends; what stands beside a picture stays."""
+    cut = list(parts)
+    if cut and isinstance(cut[0], TextPart):
+        cut[0] = TextPart(cut[0].text.lstrip())
+    if cut and isinstance(cut[-1], TextPart):
+        cut[-1] = TextPart(cut[-1].text.rstrip())
+    return tuple(part for part in cut if part != TextPart(""))
 
 
 def _take_opening(chat: ChatFormat, turns: list[Message]) -> tuple[Message, list[Message]]:
@@ -195,20 +201,17 @@ def _user_turn(
 
 def _content(chat: ChatFormat, message: Message, numbers: dict[MediaPart, int]) -> list[Span]:
     """The pictures and the text of a user turn, in the order they are written."""
-    parts = [part for part in message.parts if chat.user.text == "keep" or not isinstance(part, TextPart)]
+    parts = [part for part in message.parts if chat.user.text == "keep" or isinstance(part, MediaPart)]
     in_front = chat.markup.placement != "inline" and bool(message.images or message.videos)
     if in_front:
-        text = "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
-        parts = [part for part in parts if isinstance(part, MediaPart)]
-        if text:
-            parts.append(TextPart(text))
+        said = _cut(joined([part for part in parts if not isinstance(part, MediaPart)]))
+        parts = [*(part for part in parts if isinstance(part, MediaPart)), *said]
     beside = [part for part in parts if isinstance(part, MediaPart) and part.standing == "beside"]
     spans: list[Span] = []
     for place, part in enumerate(parts):
-        if isinstance(part, TextPart):
-            spans += _said(chat, part.text, taught=False, source="user")
+        if not isinstance(part, MediaPart):
+            spans += _said(chat, part, taught=False, source="user")
             continue
-        assert isinstance(part, MediaPart), "names and boxes are spelled before"
         is_beside = part.standing == "beside"
         enough = {"all": True, "beside": is_beside, "several_beside": is_beside and len(beside) > 1}
         if enough[chat.markup.labelled]:
@@ -217,14 +220,18 @@ def _content(chat: ChatFormat, message: Message, numbers: dict[MediaPart, int]) 
         spans += [*_pieces(chat.markup.before), slots, *_pieces(chat.markup.after)]
         following = parts[place + 1 : place + 2]
         if chat.markup.separated == "last":
-            following = [part for part in following if isinstance(part, TextPart)]
+            following = [part for part in following if not isinstance(part, MediaPart)]
         if (following or chat.markup.separated == "always") and (in_front or is_beside):
             spans += _pieces(chat.markup.separator)
     return spans
 
 
-def _said(chat: ChatFormat, text: str, *, taught: bool, source: Source) -> list[Span]:
+def _said(chat: ChatFormat, part: Part, *, taught: bool, source: Source) -> list[Span]:
     """What people or the model say, its tags as control tokens where the format has such."""
+    if isinstance(part, ControlPart):
+        return [ControlSpan(part.token, taught)]
+    assert isinstance(part, TextPart), "names and boxes are spelled before"
+    text = part.text
     if not chat.tags:
         return [TextSpan(text, taught, source)] if text else []
     parts = re.split(f"({'|'.join(map(re.escape, chat.tags))})", text)
@@ -239,7 +246,7 @@ def _label(chat: ChatFormat, part: MediaPart, number: int) -> list[Span]:
 def _assistant_turn(chat: ChatFormat, message: Message) -> list[Span]:
     turn = chat.assistant
     taught = message.loss and not chat.decoder_start  # an answer that an encoder reads is no target
-    answer = _said(chat, message.text, taught=taught, source="assistant")
+    answer = [span for part in message.parts for span in _said(chat, part, taught=taught, source="assistant")]
     if not answer and chat.empty_turn == "prefix":
         return _pieces(turn.prefix)
     pieces = (_pieces(part, teach=taught) for part in (turn.prefix, turn.lead, turn.suffix))

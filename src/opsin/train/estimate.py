@@ -5,17 +5,20 @@ activations; time is FLOPs by peak and utilisation. docs/training_cost.md compar
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from opsin.data.passes import passes
+from opsin.nn.decoder import DecoderLayer
 from opsin.nn.lora import attach, detach
 from opsin.nn.quantize import BITS_STORED, Bits, quantizable
 from opsin.nn.retriever import Retriever
+from opsin.nn.seq2seq import EncoderLayer
+from opsin.nn.vision import VisionLayer
 from opsin.nn.vlm import VLM
 from opsin.spec.machine import Machine, parse_machine
 from opsin.spec.recipe import RunConfig, Stage
@@ -36,6 +39,8 @@ MOST_SAMPLES = 256
 """So many samples of a device's share stand for all of it."""
 OPTIMIZER_BYTES = {"adamw": 2 * FLOAT32, "muon": FLOAT32}
 """Of each number that trains: two averages, or one."""
+MUON_ITERATIONS = 5
+"""Of Newton and Schulz, by which torch.optim.Muon makes each update orthogonal."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,15 @@ class Memory:
     working: int
     """Copies of weights in the precision and place of the products, and a chunk of logits."""
 
+    @property
+    def state(self) -> int:
+        """What is there between steps."""
+        return self.weights + self.gradients + self.optimizer
+
     def total(self, *, checkpointing: bool) -> int:
         """All of it. Kernels' own workspace and fragments of the allocator are not counted: leave a tenth free."""
         activations = self.activations_checkpointed if checkpointing else self.activations
-        return self.weights + self.gradients + self.optimizer + activations + self.working
+        return self.state + activations + self.working
 
 
 @dataclass(frozen=True)
@@ -83,19 +93,22 @@ class StageEstimate:
     backward: dict[str, float]
     again: float
     """FLOPs per step of computing blocks again; part of `flops` with `checkpointing`."""
-    checkpointing: bool
-    """Whether blocks are computed again on the way back."""
+    update: float
+    """FLOPs per step of the optimizer's own products: Muon's."""
     memory: Memory
-    machine: str | None
-    utilisation: float | None
-    fits: bool | None
+    checkpointing: bool = False
+    """Whether blocks are computed again on the way back."""
+    machine: str | None = None
+    utilisation: float | None = None
+    fits: bool | None = None
     """Whether the memory of a device suffices; None where no machine, or not its memory, is known."""
-    seconds_per_step: float | None
+    seconds_per_step: float | None = None
 
     @property
     def flops(self) -> float:
         """Per step, all in all."""
-        return sum(self.forward.values()) + sum(self.backward.values()) + (self.again if self.checkpointing else 0)
+        passes = sum(self.forward.values()) + sum(self.backward.values())
+        return passes + (self.again if self.checkpointing else 0) + self.update
 
     @property
     def seconds(self) -> float | None:
@@ -142,31 +155,31 @@ def walk(
             missing=missing,
             typical=typical,
         )
+        half, devices = config.precision == "bfloat16", machine.count if machine else 1
         if stage.lora is not None:
             attach(module, stage.lora, trainable.targets)
-        done = _estimate_stage(config, stage, module, trainable, workload, machine)
-        if checkpointing or (checkpointing is None and done.fits is False):
-            done = replace(done, checkpointing=True)
-        yield _timed(done, config, machine), module, trainable
+        done = _estimate_stage(stage, module, trainable, workload, devices=devices, half=half, bits=config.quantize)
+        yield _on(machine, done, config.precision, checkpointing), module, trainable
         detach(module)
 
 
 def _estimate_stage(
-    config: RunConfig,
     stage: Stage,
     module: VLM | Retriever,
     trainable: Trainable,
     workload: Workload,
-    machine: Machine | None,
+    *,
+    devices: int,
+    half: bool,
+    bits: Bits | None,
 ) -> StageEstimate:
-    set_trainable(module, trainable)
-    devices = machine.count if machine else 1
+    trained = set_trainable(module, trainable)
+    algorithms = {name: each.algorithm for each in make_groups(trained, stage.optim) for name in each.names}
     per_step = min(stage.batch.samples, workload.per_epoch or stage.batch.samples)
     share = -(-per_step // devices)
     count = max(min(share, MOST_SAMPLES), len(workload.samples))
     samples = list(islice(cycle(workload.samples), count))
     steps = [samples[start : start + share] for start in range(0, count, share)]
-    half = config.precision == "bfloat16"
     # A shape has all that is asked of a sample here: how many tokens it is long.
     groups = Counter(tuple(group) for step in steps for group in passes(cast("Iterable[Encoded]", step), stage.batch))
     works = {
@@ -182,7 +195,7 @@ def _estimate_stage(
             forward[part] += scale * times * works[group].forward[part]
             backward[part] += scale * times * works[group].backward[part]
         again += scale * times * works[group].again
-    estimate = StageEstimate(
+    return StageEstimate(
         stage=stage.name,
         parts=tuple(parameter_table(module, trainable)),
         samples=per_step,
@@ -196,29 +209,20 @@ def _estimate_stage(
         forward=dict(forward),
         backward=dict(backward),
         again=again,
-        checkpointing=False,
-        memory=_memory(
-            stage,
-            module,
-            trainable,
-            list(works.values()),
-            samples,
-            devices=devices,
-            half=half,
-            bits=config.quantize,
-        ),
-        machine=machine.name if machine else None,
-        utilisation=machine.utilisation if machine else None,
-        fits=None,
-        seconds_per_step=None,
+        update=sum(_muon_flops(trained[name]) for name, algorithm in algorithms.items() if algorithm == "muon"),
+        memory=_memory(module, algorithms, list(works.values()), samples, devices=devices, half=half, bits=bits),
     )
-    return _timed(estimate, config, machine)
+
+
+def _muon_flops(matrix: Tensor) -> int:
+    """x x^T, its square, and that times x, in each iteration; x lies on its longer side."""
+    short, long = sorted(matrix.shape)
+    return MUON_ITERATIONS * (4 * short**2 * long + 2 * short**3)
 
 
 def _memory(
-    stage: Stage,
     module: VLM | Retriever,
-    trainable: Trainable,
+    algorithms: Mapping[str, str],
     works: Sequence[Work],
     samples: Sequence[SampleShape],
     *,
@@ -226,20 +230,14 @@ def _memory(
     half: bool,
     bits: Bits | None,
 ) -> Memory:
-    parameters = dict(module.named_parameters())
-    saved = 0
-    if bits is not None:
-        few = quantizable(module, bits, keep=trainable.names)
-        saved = round((FLOAT32 - BITS_STORED[bits] / 8) * sum(parameters[f"{name}.weight"].numel() for name in few))
-    trained = {name: parameters[name] for name in trainable.names}
-    groups = make_groups(trained, stage.optim)
-    optimizer = sum(
-        OPTIMIZER_BYTES[group.algorithm] * sum(trained[name].numel() for name in group.names) for group in groups
-    )
-    element = HALF if half else FLOAT32
+    """algorithms: of each tensor that trains, by name. bits: of frozen linear layers."""
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    stored: float = FLOAT32 * sum(sizes.values()) / devices
+    if bits is not None:  # codes are no parameters: each device has them all
+        few = sum(sizes[f"{name}.weight"] for name in quantizable(module, bits, keep=algorithms))
+        stored += few * (BITS_STORED[bits] / 8 - FLOAT32 / devices)
     if devices > 1:
-        # Blocks are gathered one by one, the next one while one works.
-        copies = 2 * element * _largest_block(module)
+        copies = _gathered(module, half=half)
     else:
         copies = HALF * max(work.multiplied for work in works) if half else 0
     logits = 0
@@ -247,32 +245,42 @@ def _memory(
         taught = sum(sample.num_supervised for sample in samples)
         logits = 2 * FLOAT32 * min(CHUNK_ELEMENTS, taught * module.config.decoder.vocab_size)
     return Memory(
-        weights=(FLOAT32 * sum(p.numel() for p in parameters.values()) - saved) // devices,
-        gradients=FLOAT32 * sum(p.numel() for p in trained.values()) // devices,
-        optimizer=optimizer // devices,
+        weights=round(stored),
+        gradients=FLOAT32 * sum(sizes[name] for name in algorithms) // devices,
+        optimizer=sum(OPTIMIZER_BYTES[algorithm] * sizes[name] for name, algorithm in algorithms.items()) // devices,
         activations=round(max(work.kept for work in works)),
         activations_checkpointed=round(max(work.kept_between + work.largest_block for work in works)),
         working=copies + logits,
     )
 
 
-def _largest_block(module: nn.Module) -> int:
-    """Parameters of the largest layer of a stack, or of the largest table outside of one."""
-    sizes: Counter[str] = Counter()
-    for name, parameter in module.named_parameters():
-        before, inside, after = name.partition(".layers.")
-        sizes[f"{before}.{after.split('.')[0]}" if inside else name] += parameter.numel()
-    return max(sizes.values())
+def _gathered(module: nn.Module, *, half: bool) -> int:
+    """Bytes of whole weights on each of several devices: the block that works and the next one, and all that is no
+    block (embedding, head, connector, FlanT5's decoder) with its gradient, which stay for the whole pass."""
+    inside: set[nn.Parameter] = set()
+    largest = 0
+    for block in module.modules():
+        if isinstance(block, VisionLayer | DecoderLayer | EncoderLayer):
+            element = HALF if half and not isinstance(block, EncoderLayer) else FLOAT32
+            largest = max(largest, element * sum(p.numel() for p in block.parameters()))
+            inside |= set(block.parameters())
+    rest = [p for p in module.parameters() if p not in inside]
+    return 2 * largest + FLOAT32 * sum(p.numel() * (2 if p.requires_grad else 1) for p in rest)
 
 
-def _timed(done: StageEstimate, config: RunConfig, machine: Machine | None) -> StageEstimate:
+def _on(machine: Machine | None, done: StageEstimate, precision: str, checkpointing: bool | None) -> StageEstimate:
     """With what follows from the machine."""
+    memory = machine.device.memory if machine else None
+    if checkpointing is None:
+        checkpointing = memory is not None and done.memory.total(checkpointing=False) > memory
+    done = replace(done, checkpointing=checkpointing)
     if machine is None:
         return done
-    memory = machine.device.memory
-    reached = machine.peak(config.precision) * machine.utilisation * min(machine.count, done.samples) / machine.count
+    reached = machine.peak(precision) * machine.utilisation * min(machine.count, done.samples) / machine.count
     return replace(
         done,
-        fits=None if memory is None else done.memory.total(checkpointing=done.checkpointing) <= memory,
+        machine=machine.name,
+        utilisation=machine.utilisation,
+        fits=None if memory is None else done.memory.total(checkpointing=checkpointing) <= memory,
         seconds_per_step=done.flops / reached,
     )

@@ -2,11 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypedDict
-
-import torch
 
 from opsin.data.feed import ahead
 from opsin.data.order import derive_seed
@@ -18,6 +16,7 @@ from opsin.generate.decode import generate
 from opsin.generate.sampling import Sampling
 from opsin.spec.recipe import Evaluation
 from opsin.text.messages import Conversation
+from opsin.train.log import RowLog
 from opsin.train.loop import StageLoop, reproducible
 from opsin.train.prepare import PreparedStage, prepare_stage, stage_config
 from opsin.weights import Model, RetrievalModel
@@ -56,19 +55,29 @@ class Judge:
         """Whether patience has run out."""
         return self.evaluation.patience is not None and self.without_best >= self.evaluation.patience
 
-    def is_due(self, loop: StageLoop) -> bool:
-        """Whether to evaluate after the step that was made last."""
-        return loop.step % self.evaluation.every == 0 or loop.step == loop.num_steps
+    def after_step(
+        self, loop: StageLoop, log: RowLog, *, keep: Callable[[], None], say: Callable[[str], None]
+    ) -> EvaluationRow | None:
+        """Evaluate, where it is time to, and let the stage end where nothing gets better. keep: writes a best model."""
+        if loop.step % self.evaluation.every and loop.step < loop.num_steps:
+            return None
+        row = self.judge(loop)
+        if row["best"]:
+            keep()
+        log.write(row)
+        say(self._told(row))
+        if self.is_over:
+            loop.end()
+        return row
 
     def judge(self, loop: StageLoop) -> EvaluationRow:
         """Evaluate the model as it is. Nothing of the training changes, its random numbers included."""
         started = time.perf_counter()
-        loop.module.eval()
-        with torch.no_grad(), reproducible(loop.device, derive_seed(self.feed.seed, self.feed.stage.name)):
+        with loop.judging(), reproducible(loop.device, derive_seed(self.feed.seed, self.feed.stage.name)):
             scores = {"loss": self._loss(loop)}
             if self.evaluation.metric == "exact_match":
-                scores["exact_match"] = self._exact_match()
-        loop.module.train()
+                with loop.world.agreed():
+                    scores["exact_match"] = self._exact_match()
         return EvaluationRow(
             stage=loop.stage.name,
             step=loop.step,
@@ -78,20 +87,21 @@ class Judge:
             seconds=time.perf_counter() - started,
         )
 
-    def told(self, row: EvaluationRow) -> str:
-        """The row for people."""
-        scores = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row["evaluation"].items())
-        than = "the best so far" if row["best"] else f"the best is {self.best:.4f} after step {self.best_step}"
-        end = f"; the stage ends, as {self.without_best} evaluations brought nothing better" if self.is_over else ""
-        return f"evaluation after step {row['step']}: {scores} ({than}){end}"
-
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"best": self.best, "best_step": self.best_step, "without_best": self.without_best}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+    def load_state(self, state: Mapping[str, Any], loop: StageLoop) -> None:
+        """Take over what `state` gave. A stage that had ended early stays ended."""
         self.best, self.best_step, self.without_best = (state[key] for key in ("best", "best_step", "without_best"))
+        if self.is_over:
+            loop.end()
+
+    def _told(self, row: EvaluationRow) -> str:
+        scores = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row["evaluation"].items())
+        than = "the best so far" if row["best"] else f"the best is {self.best:.4f} after step {self.best_step}"
+        end = f"; the stage ends, as {self.without_best} evaluations brought nothing better" if self.is_over else ""
+        return f"evaluation after step {row['step']}: {scores} ({than}){end}"
 
     def _compare(self, score: float, step: int) -> bool:
         """Keep count. A number that is not finite is never best."""
@@ -105,17 +115,18 @@ class Judge:
     def _loss(self, loop: StageLoop) -> float:
         """Mean over the taught tokens of all held-out samples, in passes like those of training."""
         samples = ahead(
-            iter(range(len(self.feed.source))),
-            lambda index: self.feed.load(index, 0),
+            iter(loop.world.share(range(len(self.feed.source)))),
+            lambda index: self.feed.load_or_replace(0, index, 0).sample,
             workers=loop.workers,
             depth=self.feed.stage.batch.samples + loop.workers,
         )
         batch = self.feed.stage.batch
         batch = batch.replace(micro_samples=min(batch.samples, batch.micro_samples or batch.samples))
-        total, count = 0.0, 0
-        for group in passes(samples, batch):
-            loss = loop.loss_of(group, loop.objective)
+        total, count = 0.0, 0.0
+        for group, pictures in loop.rounds(passes(samples, batch)):
+            loss = loop.loss_of(group, pictures)
             total, count = total + float(loss.total), count + loss.count
+        total, count = loop.world.sums(total, count)
         return total / count
 
     def _exact_match(self) -> float:

@@ -287,9 +287,8 @@ def _seq2seq(tape: Tape, model: Seq2Seq, x: Value, samples: Sequence[SampleShape
     read = tape.norm(read, model.encoder.norm)
     written = Value(count * answer, x.width, x.grad)
     pairs, across = count * answer**2, count * answer * longest
-    for layer in model.layers:
-        run = partial(_t5_decoder_layer, tape, layer, read, pairs, across)
-        written = tape.block(written, run)
+    for layer in model.layers:  # no blocks that could be computed again alone: they share what they see of the encoder
+        written = _t5_decoder_layer(tape, layer, read, pairs, across, written)
     return tape.norm(written, model.norm)
 
 

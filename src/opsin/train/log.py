@@ -22,11 +22,12 @@ class RowLog:
     """`log.jsonl` or `left_out.jsonl`. A resumed run cuts it back to where its checkpoint was made: every step stands
     there once. The file is made with its first line."""
 
-    def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
-        """keep_bytes: how much of the file to keep."""
+    def __init__(self, path: Path, *, keep_bytes: int = 0, writes: bool = True) -> None:
+        """keep_bytes: how much of the file to keep. writes: False where another process keeps it."""
         self.path = path
+        self.writes = writes
         self._stream: BinaryIO | None = None
-        if path.exists():
+        if path.exists() and writes:
             self._open().truncate(min(keep_bytes, path.stat().st_size))
 
     def _open(self) -> BinaryIO:
@@ -36,6 +37,8 @@ class RowLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line; it is in the file when this returns."""
+        if not self.writes:
+            return
         stream = self._open()
         stream.write(json.dumps(row).encode() + b"\n")
         stream.flush()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from opsin.errors import ConfigError, TrainError
 from opsin.spec.recipe import AdamW, Muon, OptimConfig, Schedule, matches
+from opsin.train.parallel import split_like
 
 NOT_HIDDEN = (".decoder.embed.", ".decoder.head.", ".vision.patch.", ".vision.positions")
 """Parts of names of matrices that Muon leaves to AdamW: they face tokens or pixels, not hidden states."""
@@ -147,7 +148,7 @@ class Optimizer:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave. Raises TrainError unless it belongs to exactly these tensors."""
+        """Take over what `state` gave, or this process' rows of it. Raises TrainError where it is of other tensors."""
         owners = {name: o for group in self.groups for name in group.names for o in [self._optimizers[group.algorithm]]}
         found = {key.split("/", 1)[1] for key in state}
         if found != set(owners):
@@ -158,4 +159,4 @@ class Optimizer:
         for key, value in state.items():
             kind, name = key.split("/", 1)
             parameter = self.trained[name]
-            owners[name].state[parameter][kind] = value.to(parameter.device)
+            owners[name].state[parameter][kind] = split_like(value, parameter)

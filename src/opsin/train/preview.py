@@ -11,7 +11,7 @@ from opsin.train.estimate import StageEstimate, estimate, walk
 from opsin.train.log import duration
 from opsin.train.prepare import describe_trainable
 
-GIB = 2**30
+NO_DATA = "the data cannot be used yet"
 
 
 def preview(config: RunConfig, machine: Machine | None = None) -> Iterator[str]:
@@ -41,43 +41,41 @@ def _describe(stage: StageEstimate) -> Iterator[str]:
         yield f"{stage.samples:,} samples per step: {stage.steps:,} steps"
     else:
         epochs = stage.steps / -(-stage.epoch_samples // stage.samples)
+        published = "by the published counts: " if stage.problem.startswith(NO_DATA) else ""
         yield (
-            f"{stage.epoch_samples:,} samples per epoch, {stage.samples:,} per step: {stage.steps:,} steps, "
+            f"{published}{stage.epoch_samples:,} samples per epoch, {stage.samples:,} per step: {stage.steps:,} steps, "
             f"{epochs:.2f} epochs"
         )
     shares = f"{stage.image_tokens:,} of pictures, {stage.taught_tokens:,} taught"
     yield f"about {stage.tokens:,} tokens per step ({shares}), {stage.tokens_from}"
     forward, backward = sum(stage.forward.values()), sum(stage.backward.values())
-    parts = ", ".join(f"{part} {_amount(flops + stage.backward[part])}" for part, flops in stage.forward.items())
-    again = f", blocks again {_amount(stage.again)}" if stage.checkpointing else ""
-    yield (
-        f"FLOPs per step {_amount(stage.flops)}: forwards {_amount(forward)}, backwards {_amount(backward)}{again} "
-        f"({parts})"
-    )
+    parts = ", ".join(f"{part} {_flop(flops + stage.backward[part])}" for part, flops in stage.forward.items())
+    more = f", blocks again {_flop(stage.again)}" if stage.checkpointing else ""
+    more += f", update {_flop(stage.update)}" if stage.update else ""
+    yield f"{_flop(stage.flops)} per step: forwards {_flop(forward)}, backwards {_flop(backward)}{more} ({parts})"
     memory = stage.memory
-    state = memory.weights + memory.gradients + memory.optimizer
     yield (
-        f"weights, gradients and optimizer take {state / GIB:,.2f} GiB on each device, activations "
-        f"{memory.activations / GIB:,.2f} GiB ({memory.activations_checkpointed / GIB:,.2f} GiB where blocks are "
-        f"computed again), working copies {memory.working / GIB:,.2f} GiB"
+        f"weights, gradients and optimizer take {_gib(memory.state)} on each device, activations "
+        f"{_gib(memory.activations)} ({_gib(memory.activations_checkpointed)} where blocks are computed again), "
+        f"working copies {_gib(memory.working)}"
     )
 
 
 def _verdict(stage: StageEstimate, machine: Machine, precision: str) -> str:
     """Whether it fits, and how long it takes."""
-    needed = f"{stage.memory.total(checkpointing=stage.checkpointing) / GIB:,.1f} GiB"
-    if machine.device.memory is None:
-        fits = f"{needed} of memory"
-    else:
-        fits = f"{needed} of {machine.device.memory / GIB:.0f} GiB on each device"
-        fits += "" if stage.fits else ", which does NOT fit: take more devices, or a smaller batch.micro_tokens"
+    fits = f"{_gib(stage.memory.total(checkpointing=stage.checkpointing))} of memory"
+    if machine.device.memory is not None:
+        fits = fits.replace("memory", f"{machine.device.memory / 2**30:.0f} GiB on each device")
     if stage.checkpointing:
         fits += ", blocks computed again"
+    if stage.fits is False:
+        alone = stage.memory.state > (machine.device.memory or 0)
+        fits += f", which does NOT fit: take more devices, or {'train less' if alone else 'lower batch.micro_tokens'}"
     assert stage.seconds_per_step is not None
     total = "" if stage.seconds is None else f", {readable(stage.seconds)} in all"
     return (
         f"on {machine.name}: {fits}; {stage.seconds_per_step:.3g} s per step{total}, at {machine.utilisation:.0%} of "
-        f"{_amount(machine.peak(precision))}FLOP/s [{machine.device.source}; the share is ours]"
+        f"{_flop(machine.peak(precision))}/s [{machine.device.source}; the share is ours]"
     )
 
 
@@ -88,10 +86,14 @@ def readable(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-def _amount(number: float) -> str:
-    """Three digits and a prefix: 4.85 P."""
+def _flop(number: float) -> str:
+    """Three digits: 4.85 PFLOP."""
     for prefix in ("", "k", "M", "G", "T", "P"):
         if number < 999.5:
-            return f"{number:.3g} {prefix}".rstrip() if not prefix else f"{number:.3g} {prefix}"
+            return f"{number:.3g} {prefix}FLOP"
         number /= 1000
-    return f"{number:.3g} E"
+    return f"{number:.3g} EFLOP"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB"

@@ -13,6 +13,7 @@ OUTPUT/run.yaml         the whole config, defaults included
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,13 +32,14 @@ from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.adapters import StageModels, add_adapters
-from opsin.train.checkpoint import CheckpointStore, Saved, sync
+from opsin.train.checkpoint import CheckpointStore, Saved, opened, sync
 from opsin.train.config import differences, to_yaml
 from opsin.train.evaluate import EvaluationRow, prepare_judge
 from opsin.train.feature_cache import with_cache
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
+from opsin.train.parallel import World, local, open_world, skeleton, whole_state
 from opsin.train.prepare import PreparedStage, check_kind, check_names, describe_trainable, prepare_stage, start_model
 from opsin.train.stop import StopRequest
 from opsin.train.trackers import Trackers, check_installed
@@ -70,6 +72,7 @@ def train_stage(
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
     workers: int = 1,
+    activations: Literal["keep", "recompute"] = "keep",
     bits: Bits | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
@@ -78,6 +81,7 @@ def train_stage(
     Adapters of a stage with `lora` stay on the module: `weights.save_adapter` and `nn.lora.merge` take it from there.
     bits: what its frozen linear layers are quantised to.
     module: a VLM, or anything that `objective` knows. source: gives conversations, which need a tokenizer, or Encoded.
+    Under torchrun all processes train together, and each ends with its part of the module (`parallel.whole_state`).
     """
     if stage.evaluate is not None:
         raise ConfigError(f"stage {stage.name!r} asks for evaluations, which `run` makes; train_stage keeps no folder")
@@ -89,14 +93,15 @@ def train_stage(
         seed=seed,
         source=source,
     )
-    add_adapters(module, prepared, bits=bits)
-    objective = with_cache(objective, module, prepared, precision)
-    loop = _loop(module, prepared, objective, torch.device(device), precision, workers)
     rows = []
-    for row in loop.rows():
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
+    with open_world(choose_device(str(device))) as world:
+        add_adapters(module, prepared, bits=bits)
+        objective = with_cache(objective, module, prepared, precision)
+        loop = _loop(module, prepared, objective, world, precision=precision, workers=workers, activations=activations)
+        for row in loop.rows():
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
     return rows
 
 
@@ -113,7 +118,8 @@ def run(
 ) -> RunResult:
     """Train all stages, or what is left of them when `config.output` holds an unfinished run of the same config.
 
-    A run that goes on gives the same bits as one that was never interrupted.
+    A run that goes on gives the same bits as one that was never interrupted. Under torchrun all processes train
+    together.
     model: what to start from, trained in place; by default what `config.model` and `config.init` say.
     sources, held_out, objectives: by stage name, instead of the stage's `data`, of `evaluate.data` and of `next_token`.
     on_row: called after each step. reporter: where progress is shown. stop: asks to stop after the current step.
@@ -123,8 +129,11 @@ def run(
     check_names(config, held_out, "held-out samples")
     check_names(config, objectives, "objectives")
     check_installed(config)
-    reporter, stop = reporter or Silence(), stop or StopRequest()
-    return _Run(config, model, sources, held_out, objectives, on_row, reporter, stop).train()
+    with open_world(choose_device(config.device)) as world:
+        if reporter is None or not world.is_first:
+            reporter = Silence()
+        stop = stop or StopRequest()
+        return _Run(world, config, model, sources, held_out, objectives, on_row, reporter, stop).train()
 
 
 class _Run:
@@ -132,6 +141,7 @@ class _Run:
 
     def __init__(
         self,
+        world: World,
         config: RunConfig,
         model: Model | RetrievalModel | None,
         sources: Mapping[str, Source],
@@ -141,34 +151,37 @@ class _Run:
         reporter: Reporter,
         stop: StopRequest,
     ) -> None:
+        self.world = world
         self.config, self.objectives, self.on_row, self.reporter, self.stop = config, objectives, on_row, reporter, stop
         self.output = Path(config.output)
         self.store = CheckpointStore(self.output / "checkpoints", keep=config.checkpoint.keep)
         self.saved = self._open_folder()
         self.models = StageModels(config, has_name=model is None and config.init == "model")
-        self.model = model or start_model(config)
-        check_kind(config, self.model)
-        self.device = choose_device(config.device)
-        self.prepared = [
-            prepare_stage(
-                stage,
-                module=self.model.module,
-                model=self.model.config,
-                tokenizer=self.model.tokenizer,
-                seed=config.seed,
-                source=sources.get(stage.name),
-            )
-            for stage in config.stages
-        ]
-        self.judges = [prepare_judge(one, self.model, held_out.get(one.stage.name)) for one in self.prepared]
+        with world.agreed():
+            self.model = model or start_model(config)
+            check_kind(config, self.model)
+            self.prepared = [
+                prepare_stage(
+                    stage,
+                    module=self.model.module,
+                    model=self.model.config,
+                    tokenizer=self.model.tokenizer,
+                    seed=config.seed,
+                    source=sources.get(stage.name),
+                )
+                for stage in config.stages
+            ]
+            self.judges = [prepare_judge(one, self.model, held_out.get(one.stage.name)) for one in self.prepared]
         state = self.saved.state if self.saved else {"log_bytes": 0, "left_out_bytes": 0}
-        self.log = RowLog(self.output / "log.jsonl", keep_bytes=state["log_bytes"])
-        self.left_out = RowLog(self.output / "left_out.jsonl", keep_bytes=state["left_out_bytes"])
+        with world.agreed():
+            self.log = self._log("log.jsonl", state["log_bytes"])
+            self.left_out = self._log("left_out.jsonl", state["left_out_bytes"])
+            told = config if world.is_first else config.replace(trackers=())
+            self.trackers = Trackers(told, self.log, say=reporter.say)
         for prepared in self.prepared:
             ledger = prepared.feed.ledger
             ledger.restore(entry for entry in self.left_out.read() if entry["stage"] == prepared.stage.name)
             ledger.on_entry = self.left_out.write
-        self.trackers = Trackers(config, say=reporter.say)
         self.ever_trained: set[str] = set()
         """Tensors that earlier stages changed: what a checkpoint has to hold besides those that train."""
 
@@ -197,10 +210,22 @@ class _Run:
         """Train one stage to its end, or until a stop is asked for."""
         stage = prepared.stage
         objective = self.objectives.get(stage.name, prepared.objective)
-        self.models.begin(number, self.model)
-        add_adapters(self.model.module, prepared, bits=self.config.quantize)
-        objective = with_cache(objective, self.model.module, prepared, self.config.precision)
-        loop = _loop(self.model.module, prepared, objective, self.device, self.config.precision, self.config.workers)
+        with self.world.agreed():
+            if self.world.is_first:
+                self.models.begin(number, self.model)
+            add_adapters(self.model.module, prepared, bits=self.config.quantize)
+            objective = with_cache(objective, self.model.module, prepared, self.config.precision)
+        empty = skeleton(self.model.module) if self.world.size > 1 else None
+        loop = _loop(
+            self.model.module,
+            prepared,
+            objective,
+            self.world,
+            precision=self.config.precision,
+            workers=self.config.workers,
+            activations=self.config.activations,
+            compiled=self.config.compile,
+        )
         if self.saved is not None and self.saved.state["stage"] == number:
             self._restore(number, loop, self.saved)
         self._announce(number, prepared, loop)
@@ -209,30 +234,40 @@ class _Run:
             self.reporter.row(row)
             if self.on_row is not None:
                 self.on_row(row)
-            self.trackers.row(row, self._judge(number, loop))
+            self.trackers.row(row, self._judge(number, loop, empty))
             last = loop.step == loop.num_steps
-            if last or self.stop.made or loop.step % self.config.checkpoint.every == 0:
+            (stop,) = self.world.any(self.stop.made)
+            if last or stop or loop.step % self.config.checkpoint.every == 0:
                 self._save(number, loop, steps_before)
-            if self.stop.made and not last:
-                return loop
+            if stop and not last:
+                break
+        self.model = self._whole_model(empty)
+        if loop.step < loop.num_steps:
+            return loop
         self.reporter.end()
         self._tell_changes(stage)
         self._save_model(number)
         return loop
 
-    def _judge(self, number: int, loop: StageLoop) -> EvaluationRow | None:
-        """Evaluate, where it is time to; keep the best model, and let the stage end where nothing gets better."""
-        judge = self.judges[number]
-        if judge is None or not judge.is_due(loop):
+    def _judge(self, number: int, loop: StageLoop, empty: nn.Module | None) -> EvaluationRow | None:
+        judge, folder = self.judges[number], self.output / "best" / loop.stage.name
+        if judge is None:
             return None
-        row = judge.judge(loop)
-        if row["best"]:
-            self._write_model(self.output / "best" / loop.stage.name, number)
-        self.log.write(row)
-        self.reporter.say(judge.told(row))
-        if judge.is_over:
-            loop.end()
-        return row
+
+        def keep() -> None:
+            self._write_model(folder, number, self._whole_model(empty))
+
+        return judge.after_step(loop, self.log, keep=keep, say=self.reporter.say)
+
+    def _whole_model(self, empty: nn.Module | None) -> Model | RetrievalModel:
+        """The model; where processes hold parts of it, a whole one made of them and of an empty module of its kind."""
+        if empty is None:
+            return self.model
+        whole = skeleton(empty)
+        whole.load_state_dict(whole_state(self.model.module), assign=True)
+        model = copy(self.model)
+        setattr(model, "retriever" if isinstance(model, RetrievalModel) else "vlm", whole.eval())
+        return model
 
     def _announce(self, number: int, prepared: PreparedStage, loop: StageLoop) -> None:
         say, stage = self.reporter.say, prepared.stage
@@ -279,7 +314,9 @@ class _Run:
                 "evaluation": judge and judge.state(),
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
+                "processes": self.world.size,
             },
+            world=self.world,
         )
 
     def _data_facts(self, number: int) -> dict[str, object]:
@@ -296,28 +333,28 @@ class _Run:
                 f"({saved.state['data']} -> {data}). Put it back, or start a new run in another folder."
             )
         parameters = dict(self.model.module.named_parameters())
-        tensors = saved.tensors("weights")
+        tensors = saved.tensors("weights", self.world.rows)
         if wrong := sorted(tensors.keys() ^ (self.ever_trained | loop.trained.keys())):
             raise TrainError(f"{saved.folder} is of a run that trains other tensors, such as {wrong[0]!r}")
         with torch.no_grad():
             for name, tensor in tensors.items():
-                parameters[name].copy_(tensor)
-        loop.optimizer.load_state(saved.tensors("optimizer"))
+                local(parameters[name]).copy_(tensor)
+        loop.optimizer.load_state(saved.tensors("optimizer", self.world.rows))
         loop.step = saved.state["step"]
         if (judge := self.judges[number]) is not None:
-            judge.load_state(saved.state["evaluation"])
-            if judge.is_over:
-                loop.end()
-        for what, now in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
-            if saved.state[what] != now:
-                self.reporter.say(f"{what} was {saved.state[what]} and is {now}: results may differ in the last bits")
+            judge.load_state(saved.state["evaluation"], loop)
+        now = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": self.world.size}
+        for what, value in now.items():
+            if (before := saved.state.get(what, 1)) != value:
+                self.reporter.say(f"{what} was {before} and is {value}: results may differ in the last bits")
 
     def _save_model(self, number: int) -> None:
         stage, trainable = self.prepared[number].stage, self.prepared[number].trainable
         folder = self.output / stage.name
-        self._write_model(folder, number)
+        self._write_model(folder, number, self.model)
         self.models.end(self.model)
-        if stage.lora is None and all(name.startswith("connector.") for name in trainable.names):
+        alone = stage.lora is None and all(name.startswith("connector.") for name in trainable.names)
+        if self.world.is_first and alone:
             connector = {
                 name: tensor.detach().cpu().contiguous()
                 for name, tensor in self.model.module.named_parameters()
@@ -329,15 +366,30 @@ class _Run:
         if (best := self.output / "best" / stage.name).exists():
             self.reporter.say(f"the {made} of its best evaluation is in {best}")
 
-    def _write_model(self, folder: Path, number: int) -> None:
-        """Write the model as a stage has made it so far."""
-        if isinstance(self.model, RetrievalModel):
-            shutil.rmtree(folder, ignore_errors=True)  # a checkpoint holds it all, or leads to it again
-            weights.export_retriever(folder, self.model.retriever, tokenizer=self.model.tokenizer)
-        else:
-            self.models.save(folder, number, self.model, self.prepared[number].trainable)
+    def _write_model(self, folder: Path, number: int, model: Model | RetrievalModel) -> None:
+        with self.world.agreed():
+            if not self.world.is_first:
+                return
+            if isinstance(model, RetrievalModel):
+                shutil.rmtree(folder, ignore_errors=True)  # a checkpoint holds it all, or leads to it again
+                weights.export_retriever(folder, model.retriever, tokenizer=model.tokenizer)
+            else:
+                self.models.save(folder, number, model, self.prepared[number].trainable)
+
+    def _log(self, name: str, keep_bytes: int) -> RowLog:
+        """A log that the first process keeps; the others read in it where it stands."""
+        return RowLog(self.output / name, keep_bytes=keep_bytes, writes=self.world.is_first)
 
     def _open_folder(self) -> Saved | None:
+        """What the first process finds there: it alone looks, reads and writes."""
+        found = ""
+        with self.world.agreed():
+            if self.world.is_first and (saved := self._open_folder_alone()):
+                found = str(saved.folder)
+        found = self.world.told(found)
+        return opened(Path(found)) if found else None
+
+    def _open_folder_alone(self) -> Saved | None:
         """Make the run's folder, or find where the run in it stands. Raises TrainError for a folder of other things."""
         file = self.output / "run.yaml"
         empty = not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir()))
@@ -380,9 +432,12 @@ def _loop(
     module: nn.Module,
     prepared: PreparedStage,
     objective: Objective,
-    device: torch.device,
+    world: World,
+    *,
     precision: Precision,
     workers: int,
+    activations: Literal["keep", "recompute"],
+    compiled: bool = False,
 ) -> StageLoop:
     if isinstance(tower := getattr(module, "vision", None), VisionTower):
         tower.drop_path = prepared.stage.drop_path
@@ -391,9 +446,11 @@ def _loop(
         prepared.feed,
         trainable=prepared.trainable,
         objective=objective,
-        device=device,
         precision=precision,
         workers=workers,
+        activations=activations,
+        compiled=compiled,
+        world=world,
     )
 
 

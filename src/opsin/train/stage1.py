@@ -135,7 +135,8 @@ def same_picture(pairs: Pairs) -> Tensor:
     count = len(pairs.ids)
     mine = pairs.image_ids
     if mine is None:
-        mine = torch.arange(count, device=pairs.ids.device) + _rank() * count
+        before = sum(_counts(pairs.ids)[: _rank()])
+        mine = torch.arange(count, device=pairs.ids.device) + before
     return mine[:, None] == gather(mine)[None]
 
 
@@ -191,13 +192,16 @@ def _matching_loss(
 
 
 def gather(x: Tensor) -> Tensor:
-    """x (B, ...) of all processes, in order of their ranks (N, ...), without gradient."""
+    """x (B, ...) of all processes, in order of their ranks (N, ...), without gradient. B may differ between them."""
     x = x.detach()
     if _num_processes() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(_num_processes())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    counts = _counts(x)
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
@@ -222,14 +226,24 @@ def _widened(x: Tensor, width: int) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.count = len(x)
+        start = sum(_counts(x)[: _rank()])
+        ctx.own = slice(start, start + len(x))
         return gather(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad = grads[0].contiguous()
         dist.all_reduce(grad)
-        return grad[_rank() * ctx.count :][: ctx.count]
+        return grad[ctx.own]
+
+
+def _counts(x: Tensor) -> list[int]:
+    """How long x is in each process."""
+    if _num_processes() == 1:
+        return [len(x)]
+    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(_num_processes())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    return [int(count) for count in counts]
 
 
 def _num_processes() -> int:
@@ -260,6 +274,7 @@ def stage1(caption_id: int, *, image_ids: Callable[[Batch], Tensor] | None = Non
         count = len(batch.ids)
         return Loss(stage1_losses(model, pairs, caption_id=caption_id).total * count, count)
 
+    objective.compares_samples = True  # type: ignore[attr-defined] # no process may stand in with a sample of another
     return objective
 
 

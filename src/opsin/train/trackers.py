@@ -4,17 +4,17 @@ The log is what counts. A tracker that a run opens is brought up to it first, fr
 on; so a run that goes on writes no point twice, and one that was killed leaves no gap.
 """
 
-import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from opsin.errors import ConfigError, TrainError
 from opsin.spec.recipe import RunConfig
+from opsin.train.log import RowLog
 
 Values = Mapping[str, float]
 
@@ -124,17 +124,16 @@ OPEN: Mapping[str, Callable[[RunConfig, Path, int], Tracker]] = {
 class Trackers:
     """All trackers of a run. One that fails is told no more, and is brought up to date when the run is given again."""
 
-    def __init__(self, config: RunConfig, *, say: Callable[[str], None]) -> None:
-        """say: where a failure is told. Raises TrainError for a tracker that cannot be opened."""
+    def __init__(self, config: RunConfig, log: RowLog, *, say: Callable[[str], None]) -> None:
+        """log: what they are brought up to. say: where a failure is told. Raises TrainError for one that won't open."""
         self._say = say
         self._open: dict[str, Tracker] = {}
         self._step = 0
         if not config.trackers:
             return
-        output = Path(config.output)
-        points = list(_points(output / "log.jsonl"))
+        points = list(_points(log.read()))
         self._step = len(points)
-        folder = output / "trackers"
+        folder = Path(config.output) / "trackers"
         folder.mkdir(exist_ok=True)
         for kind in config.trackers:
             try:
@@ -193,11 +192,10 @@ def values_of(row: Mapping[str, Any]) -> dict[str, float]:
     return {re.sub(r"[^\w./-]", "_", f"{stage}/{name}"): float(value) for name, value in values.items()}
 
 
-def _points(log: Path) -> Iterator[dict[str, float]]:
+def _points(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, float]]:
     """One for each step of the log, that of an evaluation after it included."""
     point: dict[str, float] | None = None
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-        row = json.loads(line)
+    for row in rows:
         if "evaluation" in row and point is not None:
             point |= values_of(row)
             continue

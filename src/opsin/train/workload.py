@@ -1,7 +1,7 @@
 """The samples that a stage would train on, as far as costs go: taken from the data, or assumed where it is not here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -15,8 +15,10 @@ from opsin.spec.recipe import RunConfig, Stage
 from opsin.spec.seq2seq import Seq2SeqConfig
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.train.flops import SampleShape
-from opsin.train.prepare import prepare_stage, published_samples, stage_config, tokenizer_name
+from opsin.train.prepare import Described, prepare_stage, published_samples, stage_config, tokenizer_name
 
+SQUARES = (448, 224, 112, 56)
+"""Sides of smaller pictures, in pixels."""
 TRIED_SAMPLES = 16
 """Samples that are encoded to estimate how long all are."""
 
@@ -63,7 +65,7 @@ def find_workload(
     stage: Stage,
     *,
     module: nn.Module,
-    model: VLMConfig | RetrieverConfig,
+    model: Described,
     trained: Sequence[str],
     tokenizer: Tokenizer | None,
     missing: str,
@@ -74,19 +76,19 @@ def find_workload(
     trained: names of the tensors that train. missing: why there is no tokenizer.
     """
     per_epoch, feed, problem = published_samples(stage), None, ""
-    if isinstance(model, VLMConfig):
-        try:
-            feed = prepare_stage(stage, module=module, model=model, tokenizer=tokenizer, seed=config.seed).feed
-            per_epoch = len(feed.source)
-            if tokenizer is not None and typical is None:
-                return _measured(feed)
-            problem = missing
-        except OpsinError as error:
-            problem = f"the data cannot be used yet: {error}"
+    try:
+        feed = prepare_stage(stage, module=module, model=model, tokenizer=tokenizer, seed=config.seed).feed
+        per_epoch = len(feed.source)
+        if tokenizer is not None and typical is None:
+            return _measured(feed)
+        problem = missing
+    except OpsinError as error:
+        problem = f"the data cannot be used yet: {error}"
     typical = typical or (CONVERSATION if any(name.startswith("decoder.") for name in trained) else CAPTION)
+    typical, shape = _fitting(stage, model, typical)
     count = "" if feed is not None or per_epoch is None else "the published number of samples, each with "
     return Workload(
-        samples=(_shape(stage, model, typical),),
+        samples=(shape,),
         per_epoch=per_epoch,
         origin=f"assumed: {count}{typical}",
         num_steps=_num_steps(stage, per_epoch),
@@ -107,8 +109,9 @@ def local_tokenizer(config: RunConfig) -> tuple[Tokenizer | None, str]:
 
 def _measured(feed: Feed) -> Workload:
     count = min(TRIED_SAMPLES, len(feed.source))
-    tried = [SampleShape.of(feed.load(number * len(feed.source) // count, 0)) for number in range(count)]
-    return Workload(tuple(tried), len(feed.source), f"estimated from {count} samples", feed.num_steps)
+    places = [number * len(feed.source) // count for number in range(count)]
+    tried = tuple(SampleShape.of(feed.load_or_replace(0, place, 0).sample) for place in places)
+    return Workload(tried, len(feed.source), f"estimated from {count} samples", feed.num_steps)
 
 
 def _num_steps(stage: Stage, per_epoch: int | None) -> int | None:
@@ -118,18 +121,31 @@ def _num_steps(stage: Stage, per_epoch: int | None) -> int | None:
     return None if per_epoch is None else max(1, round(stage.epochs * -(-per_epoch // stage.batch.samples)))
 
 
-def _shape(stage: Stage, model: VLMConfig | RetrieverConfig, typical: Typical) -> SampleShape:
+def _fitting(stage: Stage, model: Described, typical: Typical) -> tuple[Typical, SampleShape]:
+    """The sample, with a smaller picture where the stage's limit leaves no room for text, and its shape. Raises
+    PlanError."""
+    try:
+        return typical, _shape(stage, model, typical)
+    except PlanError:
+        smaller = next((side for side in SQUARES if typical.picture and side < min(typical.picture)), None)
+        if smaller is None:
+            raise
+        return _fitting(stage, model, replace(typical, picture=(smaller, smaller)))
+
+
+def _shape(stage: Stage, model: Described, typical: Typical) -> SampleShape:
     """The sample as a stage of this model would see it, cut at its limit. Raises PlanError."""
     if isinstance(model, RetrieverConfig):
-        plan = None if typical.picture is None else model.plan(typical.picture)
-        slots, most = 0, model.max_tokens  # queries are rows, not tokens
+        used = model if stage.resolution is None else model.replace(resolution=stage.resolution)
+        plan = None if typical.picture is None else used.plan(typical.picture)
+        slots, most = 0, stage.max_tokens or model.max_tokens  # queries are rows, not tokens
     else:
         plan = None if typical.picture is None else stage_config(model, stage).plan(typical.picture)
         slots, most = plan.num_slots if plan else 0, stage.max_tokens or model.decoder.max_positions
     if slots >= most:
-        raise PlanError(f"stage {stage.name!r}: a picture takes {slots} tokens, more than max_tokens {most}")
+        raise PlanError(f"stage {stage.name!r}: {typical.picture} px take {slots} tokens, and max_tokens is {most}")
     text = min(typical.text_tokens, most - slots)
-    taught = min(typical.taught_tokens, text)
+    taught = text // 2 if stage.captions == "split" else min(typical.taught_tokens, text)
     reads = isinstance(model, VLMConfig) and isinstance(model.decoder, Seq2SeqConfig)
     return SampleShape(
         num_tokens=slots + text,

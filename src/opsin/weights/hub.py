@@ -2,10 +2,12 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from opsin.errors import UnknownNameError, WeightError, nearest
+from opsin.errors import OpsinError, UnknownNameError, WeightError, nearest
 from opsin.families import Preset, all_presets, preset, preset_of_hub
 
 PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
@@ -64,34 +66,45 @@ def locate(name: str, *, revision: str | None = None) -> Located:
 
 
 def _download(repository: str, revision: str | None, known: Preset | None) -> Located:
+    folder = snapshot(repository, revision, PATTERNS, refusal=WeightError)
+    # A snapshot's folder is named after its commit.
+    return Located(folder, f"{repository}@{folder.name[:7]}", known)
+
+
+def snapshot(
+    repository: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    kind: Literal["model", "dataset"] = "model",
+    refusal: type[OpsinError],
+) -> Path:
+    """The folder of a repository's files that fit the patterns, downloaded if need be. Raises `refusal`."""
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download
 
     label = f"{repository}@{revision}" if revision else repository
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(PATTERNS)))
+        return Path(snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
     except hub_errors.GatedRepoError:
-        raise WeightError(
-            f"{label} is gated: accept its terms at https://huggingface.co/{repository} and log in with `hf auth login`"
-        ) from None
+        raise refusal(f"{label} is gated: accept its terms at {page} and log in with `hf auth login`") from None
     except hub_errors.RevisionNotFoundError:
-        raise WeightError(f"{repository} has no revision {revision!r}") from None
+        raise refusal(f"{repository} has no revision {revision!r}") from None
     except hub_errors.RepositoryNotFoundError:
-        raise WeightError(
+        raise refusal(
             f"the hub has no repository {repository!r}, or it is private (log in with `hf auth login`)"
-            f"{nearest(repository, [name for each in all_presets() for name in each.hub])}"
+            f"{nearest(repository, [name for each in all_presets() for name in each.hub] if kind == 'model' else [])}"
         ) from None
     except hub_errors.HFValidationError as error:
-        raise WeightError(f"{label!r} is not a name that the hub accepts: {error}") from None
+        raise refusal(f"{label!r} is not a name that the hub accepts: {error}") from None
     except Exception as error:  # the client raises types of its HTTP library as well
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         reason = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({type(error).__name__})"
-        raise WeightError(
+        raise refusal(
             f"{label} is not, or not wholly, in the local cache ({_cache()}), and {reason}. Connect once and load it "
             "again, set HF_HOME to the cache that has it, or give the path of a folder with its files"
         ) from None
-    # A snapshot's folder is named after its commit.
-    return Located(folder, f"{repository}@{folder.name[:7]}", known)
 
 
 def _cache() -> str:

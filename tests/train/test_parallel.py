@@ -1,0 +1,130 @@
+"""Several processes are one run: the same samples, the same curve, one log, one checkpoint, one error."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from opsin.train.checkpoint import CheckpointStore
+from train import together
+from train.test_runs import log_of
+
+CURVE = 1e-5
+"""Relative difference of losses that rounding may make: sums over samples are added up in another order."""
+
+
+def curve(output: Path) -> list[float]:
+    return [row["loss"] for row in log_of(output)]
+
+
+def left_by(folder: Path, size: int) -> list:
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def said_by(folder: Path, size: int) -> list[str]:
+    return [(folder / f"{rank}.txt").read_text() for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    together.start(1, together.whole_run, folder, together.adamw_stages(folder / "out", workers=0))
+    return folder
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_curve_does_not_depend_on_the_number_of_processes(alone, tmp_path, size):
+    """Of short steps, several passes and steps with fewer samples than processes."""
+    together.start(size, together.whole_run, tmp_path, together.adamw_stages(tmp_path / "out", workers=0))
+    assert curve(tmp_path / "out") == pytest.approx(curve(alone / "out"), rel=CURVE)
+    for one, many in zip(log_of(alone / "out"), log_of(tmp_path / "out"), strict=True):
+        for key in ("stage", "step", "lr", "samples", "tokens", "image_tokens", "supervised"):
+            assert one[key] == many[key]
+        assert one["grad_norm"] == pytest.approx(many["grad_norm"], rel=1e-4)
+    (whole,) = left_by(alone, 1)
+    read = [each["asked"] for each in left_by(tmp_path, size)]
+    assert {tuple(place) for asked in read for place in asked} == {tuple(place) for place in whole["asked"]}
+    models = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(size)]
+    saved = load_file(tmp_path / "out" / "second" / "model.safetensors")
+    for name, tensor in saved.items():
+        assert all(model[name].equal(tensor) for model in models), name
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+# 4 -> 2 -> 1 and 1 -> 2: stops in both stages, saved by as many processes as ran.
+@pytest.mark.parametrize(
+    "sizes", [(2, 1), (1, 2), pytest.param((4, 2, 1), marks=pytest.mark.slow)], ids=lambda s: "-".join(map(str, s))
+)
+def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, sizes):
+    config = together.adamw_stages(tmp_path / "out")
+    for size, stop_after in zip(sizes, [3, 4], strict=False):
+        last = size == sizes[-1]
+        together.start(size, together.whole_run, tmp_path, config, None if last else stop_after)
+        assert {each["status"] for each in left_by(tmp_path, size)} == {"finished" if last else "stopped"}
+        saved = CheckpointStore(tmp_path / "out" / "checkpoints", keep=2).newest()
+        assert saved is not None
+        assert saved.state["processes"] == size
+    if len(sizes) > 2:
+        together.start(1, together.whole_run, tmp_path, config)
+    assert curve(tmp_path / "out") == pytest.approx(curve(alone / "out"), rel=CURVE)
+    one, other = (load_file(folder / "out" / "second" / "model.safetensors") for folder in (alone, tmp_path))
+    assert one.keys() == other.keys()
+
+
+def test_pictures_and_text_alone_mix_in_every_family(tmp_path):
+    """Towers trained and frozen; processes without pictures and without samples run what the others run."""
+    together.start(1, together.mixtures, tmp_path / "alone", together.FAMILIES)
+    together.start(2, together.mixtures, tmp_path / "two", together.FAMILIES)
+    (expected,), found = left_by(tmp_path / "alone", 1), left_by(tmp_path / "two", 2)
+    assert found[0] == found[1]
+    assert expected.keys() == found[0].keys()
+    for what, rows in expected.items():
+        for one, many in zip(rows, found[0][what], strict=True):
+            assert one == pytest.approx(many, rel=1e-4), what
+            assert one[0] == pytest.approx(many[0], rel=CURVE), what
+
+
+def test_what_is_not_finite_on_one_stops_all_before_the_update(tmp_path):
+    config = together.adamw_stages(tmp_path / "out", checkpoint={"every": 1})
+    together.start(2, together.not_finite, tmp_path, config)
+    first, second = said_by(tmp_path, 2)
+    assert first == second
+    assert first.startswith("TogetherError: stage 'second', step ")
+    assert "the loss is inf" in first
+    assert "Nothing was updated. Samples of the passes concerned: " in first
+    assert "'picture 12'" in first
+    assert "(process " in first
+    saved = CheckpointStore(tmp_path / "out" / "checkpoints", keep=2).newest()
+    assert saved is not None
+    assert saved.step == len(log_of(tmp_path / "out"))
+
+
+def test_a_sample_that_one_cannot_read_stops_all_with_its_message(tmp_path):
+    together.start(2, together.unreadable, tmp_path, together.adamw_stages(tmp_path / "out"))
+    first, second = said_by(tmp_path, 2)
+    assert first == second
+    assert first.startswith("TogetherError: process ")
+    assert first.endswith(" of 2: picture 12 is damaged")
+
+
+def test_a_checkpoint_that_one_cannot_write_is_none(tmp_path):
+    together.start(2, together.full_disk, tmp_path, together.adamw_stages(tmp_path / "out"))
+    first, second = said_by(tmp_path, 2)
+    assert first == second
+    assert "process 1 of 2: checkpoint" in first
+    assert "No space left on device" in first
+    assert "the last complete one is step-00000004" in first
+    saved = CheckpointStore(tmp_path / "out" / "checkpoints", keep=2).newest()
+    assert saved is not None
+    assert saved.step == 4
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_stage_1_compares_the_pairs_of_all_processes(tmp_path):
+    together.start(2, together.pairs_compared, tmp_path)
+    first, second = left_by(tmp_path, 2)
+    assert first == second, "the temperature is a scalar, which is not split, and stays the same everywhere"
+    assert first["temperature"] != pytest.approx(0.07)
+    assert all(loss > 0 for loss in first["losses"])

@@ -1,0 +1,224 @@
+"""Runs of several processes on one machine, for tests.
+
+A module of its own, because a spawned process must be able to import what it runs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import yaml
+from safetensors.torch import save_file
+
+import toys
+from opsin import families, weights
+from opsin.errors import MediaError, OpsinError
+from opsin.families.blip2 import TINY_RETRIEVER
+from opsin.match import PairEncoder
+from opsin.spec.qformer import TextControls
+from opsin.spec.recipe import RunConfig
+from opsin.text.messages import Conversation
+from opsin.text.tokenizer import load_tokenizer
+from opsin.train import Loss, StopRequest, checkpoint, next_token, run, train_stage
+from opsin.train.stage1 import CaptionPairs, stage1
+from train.toy import DrawnSource, stage, tensors_of, tiny_model, two_sources, two_stages
+
+MIXTURES = {"frozen tower": ["connector", "decoder"], "decoder": ["decoder"], "all": ["vision", "connector", "decoder"]}
+"""What trains while pictures and text alone mix."""
+
+
+def start(size: int, work: Callable[..., None], folder: Path, *arguments: Any) -> None:
+    """Run work(rank, folder, *arguments) in `size` processes that know one another; raises what one of them raised."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if size == 1:
+        work(0, folder, *arguments)
+    else:
+        mp.start_processes(_process, (size, work, folder, *arguments), nprocs=size, start_method="spawn")
+        (folder / "meet").unlink(missing_ok=True)
+
+
+def _process(rank: int, size: int, work: Callable[..., None], folder: Path, *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size, timeout=timedelta(seconds=120)
+    )
+    try:
+        work(rank, folder, *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def adamw_stages(output: Path, **changes: Any) -> RunConfig:
+    """`two_stages` with AdamW alone: Muon makes much of differences in rounding, and the curve is to be compared."""
+    data = two_stages(output, **changes).model_dump(mode="json")
+    data["stages"][1]["optim"] = {"kind": "adamw", "lr": 1e-3, "weight_decay": 0.1}
+    return RunConfig.parse(data, where="test")
+
+
+def whole_run(rank: int, folder: Path, config: RunConfig, stop_after: int | None = None) -> None:
+    """A run of two stages; every process leaves the model that it ends with and the samples that it read."""
+    stop, sources, rows = StopRequest(), two_sources(), []
+
+    def on_row(row: Any) -> None:
+        rows.append(row)
+        if len(rows) == stop_after and rank == 0:  # one process is asked; all stop
+            stop.make()
+
+    result = run(config, model=tiny_model(folder / str(rank)), sources=sources, on_row=on_row, stop=stop)
+    save_file(tensors_of(result.model), folder / f"{rank}.safetensors")
+    asked = [place for name in ("first", "second") for place in sources[name].asked]  # type: ignore[attr-defined]
+    (folder / f"{rank}.json").write_text(json.dumps({"status": result.status, "steps": result.steps, "asked": asked}))
+
+
+def mixtures(rank: int, folder: Path, names: list[str]) -> None:
+    """Steps in which some processes have pictures and others have text alone, or nothing, for many models."""
+    losses = {}
+    for family in names:
+        for what, trainable in MIXTURES.items():
+            model = tiny_model(folder / str(rank), family)
+            # Steps of 4, 4 and 1 samples, of which 9 have two of text alone.
+            rows = train_stage(
+                model.vlm,
+                stage(trainable=trainable, batch={"samples": 4, "micro_samples": 1}),
+                DrawnSource(9),
+                tokenizer=model.tokenizer,
+            )
+            losses[f"{family}, {what}"] = [(row["loss"], row["grad_norm"], row["image_tokens"]) for row in rows]
+    (folder / f"{rank}.json").write_text(json.dumps(losses))
+
+
+@contextmanager
+def told(rank: int, folder: Path) -> Iterator[None]:
+    """Leave the error that ends what is inside in a file."""
+    try:
+        yield
+    except OpsinError as error:
+        (folder / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def not_finite(rank: int, folder: Path, config: RunConfig) -> None:
+    """One sample's loss is infinite in the second stage."""
+
+    def objective(vlm: Any, batch: Any) -> Loss:
+        loss = next_token(vlm, batch)
+        return Loss(loss.total * float("inf"), loss.count) if "picture 12" in batch.names else loss
+
+    with told(rank, folder):
+        whole = {"sources": two_sources(), "objectives": {"second": objective}}
+        run(config, model=tiny_model(folder / str(rank)), **whole)
+
+
+class BadPicture(DrawnSource):
+    """One sample cannot be read."""
+
+    def sample(self, index: int, epoch: int) -> Conversation:
+        if index == 12:
+            raise MediaError("picture 12 is damaged")
+        return super().sample(index, epoch)
+
+
+def unreadable(rank: int, folder: Path, config: RunConfig) -> None:
+    with told(rank, folder):
+        sources = {**two_sources(), "second": BadPicture(18)}
+        run(config, model=tiny_model(folder / str(rank)), sources=sources)
+
+
+def full_disk(rank: int, folder: Path, config: RunConfig) -> None:
+    """The disk of the second process is full at the third checkpoint."""
+    real, calls = checkpoint.save_file, []
+
+    def save(*arguments: Any) -> None:
+        calls.append(1)
+        if rank == 1 and len(calls) == 6:
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    checkpoint.save_file = save
+    with told(rank, folder):
+        run(config, model=tiny_model(folder / str(rank)), sources=two_sources())
+
+
+def pairs_compared(rank: int, folder: Path) -> None:
+    """BLIP-2's stage 1, whose last step has 3 pairs for all processes."""
+    config = TINY_RETRIEVER.replace(controls=TextControls(first="<s>", last="</s>", caption="<unk>"))
+    encoder = PairEncoder(config, load_tokenizer(toys.tokenizer_folder(folder / str(rank) / "tokenizer")))
+    parts = ["norm_features", "queries", "qformer", "words", "positions", "vision_proj", "text_proj", "itm_head"]
+    retriever = weights.build_retriever(config, seed=4)
+    rows = train_stage(
+        retriever,
+        stage(trainable=[*parts, "captions", "temperature"], batch={"samples": 6, "form": "pad"}),
+        CaptionPairs(DrawnSource(9, with_text=False), encoder),
+        objective=stage1(encoder.caption_id),
+    )
+    assert retriever.temperature is not None
+    left = {"losses": [row["loss"] for row in rows], "temperature": float(retriever.temperature)}
+    (folder / f"{rank}.json").write_text(json.dumps(left))
+
+
+def torchrun(folder: Path, *arguments: str, size: int = 2) -> subprocess.Popen:
+    """The command of the documentation, with its output in one pipe."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), *arguments]
+    # Tests may be started with signals ignored, which children inherit; a shell's Ctrl-C reaches a group of its own.
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def write_project(folder: Path) -> None:
+    """A run file of one stage, `run.yaml`, and all it needs."""
+    toys.tokenizer_folder(folder / "tokenizer")
+    (folder / "images").mkdir()
+    records = []
+    for number in range(12):
+        toys.picture((40, 30), seed=number).save(folder / "images" / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "abc" * (number + 1)}]
+        records.append({"id": number, "image": f"{number}.png", "conversations": turns})
+    (folder / "data.json").write_text(json.dumps(records))
+    tune = {
+        "name": "tune",
+        "trainable": ["connector", "decoder"],
+        "data": [{"path": "data.json", "image_root": "images"}],
+        "batch": {"samples": 4},
+        "optim": {"kind": "adamw", "lr": 1e-3},
+        "steps": 40,
+    }
+    settings = {"init": "random", "tokenizer": "tokenizer", "output": "out", "device": "cpu", "log_every": 1}
+    (folder / "run.yaml").write_text(yaml.safe_dump({"model": "llava-1.5-tiny", **settings, "stages": [tune]}))
+
+
+FAMILIES = [family.name for family in families.FAMILIES]
+
+
+def main(folder: Path) -> None:
+    """What torchrun starts where processes are killed: `two_stages`, saying who runs and how far it is."""
+
+    rank = os.environ["RANK"]
+
+    def on_row(row: Any) -> None:
+        if rank == "0":
+            print(f"{row['stage']} {row['step']}\n", end="", flush=True)
+
+    torch.set_num_threads(1)
+    print(f"process {rank} {os.getpid()}\n", end="", flush=True)
+    run(two_stages(folder / "out"), model=tiny_model(folder / rank), sources=two_sources(), on_row=on_row)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
