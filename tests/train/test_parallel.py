@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from opsin import weights
 from opsin.spec.recipe import RunConfig
 from opsin.train.checkpoint import CheckpointStore
 from train import together
@@ -161,3 +162,25 @@ def test_processes_judge_and_leave_out_samples_as_one(tmp_path):
     assert sum("evaluation" in row for row in logs[0]) == 2 + 4
     first, second = left_by(tmp_path / "2", 2)
     assert first == second
+
+
+@pytest.mark.parametrize("bits", [None, "int8"])
+def test_adapters_train_together(tmp_path, bits):
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        data = together.adamw_stages(folder / "out", workers=0, quantize=None).model_dump(mode="json")
+        lora = {"rank": 4, "alpha": 8, "targets": ["decoder", "vision"]}
+        second = {**data["stages"][1], "trainable": ["connector"], "lora": lora, "steps": 4}
+        config = RunConfig.parse({**data, "stages": [second], "quantize": bits}, where="test")
+        together.start(size, together.adapters, folder, config)
+    one, two = tmp_path / "1" / "out", tmp_path / "2" / "out"
+    assert curve(two) == pytest.approx(curve(one), rel=CURVE)
+    settings = [(out / "second" / "adapter_config.json").read_bytes() for out in (one, two)]
+    assert settings[0] == settings[1]
+    alone, together_ = (weights.load(out / "second").vlm.state_dict() for out in (one, two))
+    for name, tensor in alone.items():
+        assert tensor.allclose(together_[name], atol=1e-4), name
+    if bits is None:
+        for rank in (0, 1):
+            ended = load_file(tmp_path / "2" / f"{rank}.safetensors")
+            assert all(ended[name].equal(tensor) for name, tensor in together_.items())

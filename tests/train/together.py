@@ -97,6 +97,12 @@ def mixtures(rank: int, folder: Path, names: list[str]) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(losses))
 
 
+def adapters(rank: int, folder: Path, config: RunConfig) -> None:
+    """A run of one stage that trains adapters, whose model every process ends with."""
+    result = run(config, model=tiny_model(folder / str(rank)), sources={"second": DrawnSource(18)})
+    save_file(tensors_of(result.model), folder / f"{rank}.safetensors")
+
+
 @contextmanager
 def told(rank: int, folder: Path) -> Iterator[None]:
     """Leave the error that ends what is inside in a file."""
