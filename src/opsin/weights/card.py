@@ -15,7 +15,7 @@ import yaml
 
 from opsin.errors import WeightError
 from opsin.spec.recipe import RANDOM, PartSources, RunConfig, Stage
-from opsin.weights.config import NATIVE, read_yaml
+from opsin.weights.config import ADAPTER, NATIVE, read_yaml
 from opsin.weights.hub import REPOSITORY
 from opsin.weights.loader import Model
 
@@ -39,10 +39,10 @@ def find_model(name: str) -> tuple[str, Trained | None]:
     Raises WeightError for a run that has not finished.
     """
     folder = Path(name).expanduser()
-    if (folder / "run.yaml").is_file() and not (folder / NATIVE).is_file():
+    if (folder / "run.yaml").is_file() and not _is_saved(folder):
         config = _read_run(folder)
         last = config.stages[-1].name
-        done = [stage.name for stage in config.stages if (folder / stage.name / NATIVE).is_file()]
+        done = [stage.name for stage in config.stages if _is_saved(folder / stage.name)]
         if last not in done:
             raise WeightError(
                 f"{folder} holds a run whose last stage, {last!r}, has not finished. Go on with it, or name the folder "
@@ -53,12 +53,17 @@ def find_model(name: str) -> tuple[str, Trained | None]:
         config = _read_run(folder / "training")
         return name, Trained(config, folder / "training", config.stages)
     resolved = folder.resolve()
-    if (folder / NATIVE).is_file() and (resolved.parent / "run.yaml").is_file():
+    if _is_saved(folder) and (resolved.parent / "run.yaml").is_file():
         config = _read_run(resolved.parent)
         names = [stage.name for stage in config.stages]
         if resolved.name in names:
             return name, Trained(config, resolved.parent, config.stages[: names.index(resolved.name) + 1])
     return name, None
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether a folder holds a model of ours, or an adapter, which leads to one."""
+    return (folder / NATIVE).is_file() or (folder / ADAPTER).is_file()
 
 
 def _read_run(folder: Path) -> RunConfig:
@@ -118,7 +123,8 @@ def _training(trained: Trained) -> Iterator[str]:
         data = ", ".join(f"{Path(each.path).name}" for each in stage.data) or "given by a program"
         rates = {"all": stage.optim.lr, **stage.optim.part_lr}
         told = ", ".join(f"{part} {rate:g}" if len(rates) > 1 else f"{rate:g}" for part, rate in rates.items())
-        cells = [stage.name, ", ".join(stage.trainable), data]
+        adapters = [f"adapters of rank {stage.lora.rank} in {', '.join(stage.lora.targets)}"] if stage.lora else []
+        cells = [stage.name, ", ".join([*stage.trainable, *adapters]), data]
         cells += [f"{len(mine):,}", str(stage.batch.samples), f"{stage.optim.kind} {told}"]
         cells += [f"{sum(row['supervised'] for row in mine):,}", _losses([row["loss"] for row in mine])]
         cells.append(f"{sum(row['seconds'] for row in mine) / 3600:.2f}")
