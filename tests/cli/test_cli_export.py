@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 import yaml
 
 import toys
-from opsin import weights
+from opsin import families, weights
 from opsin.cli.app import run as opsin
 from opsin.encode import Encoder
 from opsin.generate.decode import generate
@@ -120,3 +122,88 @@ def test_a_run_goes_to_transformers_and_says_the_same(
     assert "verified: logits in a fresh process are the model's, largest error 0" in out
     picture = tmp_path / "images" / "1.png"
     assert our_answer(run / "tune", picture) == their_answer(tmp_path / "hf", picture) != ""
+
+
+def test_exporting_refuses_what_it_cannot_do_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(tmp_path, "llava-1.5-tiny")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("kept")
+    assert opsin(["export", str(run), str(tmp_path / "full")]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+
+    monkeypatch.setattr("opsin.verify.reload.compare", lambda here, there: float("nan"))
+    assert opsin(["export", str(run), str(tmp_path / "wrong")]) == 2
+    assert "computes other logits in a fresh process" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert not (tmp_path / "wrong").exists()
+    assert not list(tmp_path.glob(".*"))
+
+    os.rename(run / "tune" / "opsin.json", run / "tune" / "hidden.json")
+    assert opsin(["export", str(run), str(tmp_path / "unfinished")]) == 2
+    assert "whose last stage, 'tune', has not finished" in capsys.readouterr().err
+    assert opsin(["export", str(run / "align"), str(tmp_path / "aligned"), "--to", "original"]) == 0
+    assert "verified" in capsys.readouterr().out
+    assert not (tmp_path / "aligned" / "chat_template.jinja").exists()
+    assert "| tune |" not in (tmp_path / "aligned" / "README.md").read_text()
+
+
+def test_the_card_has_the_numbers_of_the_run(tmp_path: Path) -> None:
+    run = trained(tmp_path, "llava-1.5-tiny")
+    assert opsin(["export", str(run), str(tmp_path / "mine-hf"), "--dtype", "bfloat16"]) == 0
+    card = (tmp_path / "mine-hf" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head == {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["opsin"]}
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    taught = sum(row["supervised"] for row in rows if row["stage"] == "tune")
+    assert f"| tune | connector, decoder | mine.json | 12 | 3 | adamw 0.003 | {taught:,} |" in card
+    assert 'from_pretrained("mine-hf"' in card
+    assert "## Licence" in card
+    assert str(tmp_path) not in card, "a card shows nobody's disk"
+
+
+def test_a_model_without_an_id_for_pictures_gets_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preset = families.preset("llava-1.5-tiny").config.replace(image_token_id=None)
+    tokenizer = toys.byte_tokenizer(tmp_path / "tokenizer")
+    weights.save_native(tmp_path / "model", weights.build(preset), preset, tokenizer)
+    assert opsin(["export", str(tmp_path / "model"), str(tmp_path / "hf")]) == 0
+    assert "one id more, 384, marks pictures" in capsys.readouterr().out
+    loaded = weights.load(tmp_path / "hf")
+    assert loaded.config.image_token_id == loaded.tokenizer.control_id("<image>") == 384
+
+
+@pytest.mark.parametrize(("name", "preset"), [("vicuna", "llava-1.5-7b-hf"), ("qwen2", "qwen2-vl-2b-instruct")])
+def test_published_tokenizers_read_the_template_as_opsin_does(
+    name: str, preset: str, tmp_path: Path, shared: Path
+) -> None:
+    """The tokenizer of the published sizes, in a model of few and narrow layers."""
+    transformers = pytest.importorskip("transformers")
+    published, family = families.preset(preset).config, families.family_of(families.preset(preset).config)
+    small = family.tiny.config
+    ids = {key: getattr(published, key) for key in ("image_token_id", "video_token_id")}
+    decoder = small.decoder.replace(vocab_size=published.decoder.vocab_size)
+    config = small.replace(decoder=decoder, chat=published.chat, **ids)
+    model = weights.Model(weights.build(config), config, preset, tokenizer_folder=shared / "tokenizers" / name)
+    weights.export(tmp_path / "hf", model)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
+    content = [{"type": "image"}, {"type": "text", "text": "What is this, \u00e9t\u00e9?"}]
+    text = theirs.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    sample = Encoder(config, model.tokenizer).encode(ask(content[1]["text"], toys.picture((56, 56))))
+    ours = [token for place, token in enumerate(sample.ids.tolist()) if place not in sample.slots[1:].tolist()]
+    assert theirs(text)["input_ids"] == ours
+
+
+def test_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.rename(trained(tmp_path, "llava-1.5-tiny"), tmp_path / "mine")
+    (tmp_path / "runs").mkdir()
+    os.rename(tmp_path / "mine", tmp_path / "runs" / "mine")
+    os.symlink(tmp_path / "runs" / "mine" / "tune", tmp_path / "opsin-demo")
+    page = (Path(__file__).parents[2] / "docs/export.md").read_text()
+    commands = re.findall(r"^(opsin export [^#\n]*)", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert opsin(shlex.split(command)[1:]) == 0, command

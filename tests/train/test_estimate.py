@@ -169,6 +169,24 @@ def test_memory_of_weights_gradients_and_optimizer_is_that_of_a_run(tmp_path, op
     assert memory.optimizer == sum(t.nbytes for state in states for name, t in state.items() if name != "step")
 
 
+def test_adapters_and_few_bits_are_reckoned_with():
+    """LLaVA-1.5-7B: 319,815,680 numbers at rank 128; the frozen linear layers in 4.25 bits."""
+    whole, adapters, few = (
+        estimate(read_run(name, overrides))[0]
+        for name, overrides in (
+            ("llava-1.5/finetune", ()),
+            ("llava-1.5/finetune-lora", ()),
+            ("llava-1.5/finetune-lora", ("quantize=nf4",)),
+        )
+    )
+    assert adapters.parts[-1] == ("decoder", 6_738_415_616 + 319_815_680, 319_815_680)
+    assert adapters.memory.gradients == 4 * (319_815_680 + 20_979_712)
+    assert adapters.memory.optimizer == 2 * adapters.memory.gradients
+    assert 0.6 < adapters.flops / whole.flops < 0.8
+    layers = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 24 * (4 * 1024**2 + 2 * 1024 * 4096)
+    assert adapters.memory.weights - few.memory.weights == round((4 - 4.25 / 8) * layers)
+
+
 def test_several_devices_share_what_is_kept_between_steps():
     (one,), (eight,) = estimate(run_config(), "H200"), estimate(run_config(), "8xH200")
     for part in ("weights", "gradients", "optimizer"):

@@ -12,6 +12,8 @@ from opsin import families, weights
 from opsin.collate import pack, pad
 from opsin.encode import Encoded, Encoder
 from opsin.families.blip2 import TINY_T5
+from opsin.nn.lora import attach
+from opsin.spec.lora import Lora
 from opsin.spec.model import VLMConfig
 from opsin.train.blocks import prepared_blocks
 from opsin.train.flops import SampleShape, pass_work
@@ -89,6 +91,18 @@ def test_flops_are_those_that_torch_counts_whatever_is_frozen(config, form, toke
         work = pass_work(vlm, shapes, pack=form is pack, half=False)
         assert work.flops == counted(lambda batch=batch: next_token(vlm, batch).total), patterns
         vlm.zero_grad()
+
+
+@pytest.mark.parametrize("targets", [("decoder",), ("vision", "connector"), ("decoder.layers.1.*",)])
+def test_flops_of_adapters_are_those_that_torch_counts(config, targets, tokenizer):
+    vlm = weights.build(config).train()
+    lora = Lora(rank=3, alpha=6, targets=targets)
+    trainable = choose(vlm, (), idle=idle_tensors(vlm, config), lora=lora)
+    attach(vlm, lora, trainable.targets)
+    set_trainable(vlm, trainable)
+    samples = encoded(config, tokenizer)
+    work = pass_work(vlm, [SampleShape.of(sample) for sample in samples], pack=True, half=False)
+    assert work.flops == counted(lambda: next_token(vlm, pack(samples)).total)
 
 
 def test_nothing_is_computed_backwards_below_the_lowest_tensor_that_trains(tokenizer):

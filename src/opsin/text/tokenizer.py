@@ -27,6 +27,9 @@ FILES = (
 )
 """Files that say what a tokenizer does. What else a repository holds is not read."""
 
+MARK = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+"""How a control token stands in a tokenizer.json and in a tokenizer_config.json."""
+
 
 class Tokens(NamedTuple):
     """Ids of a text, and where each begins."""

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from opsin.data.passes import passes
+from opsin.nn.lora import attach, detach
 from opsin.nn.qformer import QFormerLayer
+from opsin.nn.quantize import BITS_STORED, Bits, quantizable
 from opsin.nn.retriever import Retriever
 from opsin.nn.seq2seq import EncoderLayer
 from opsin.nn.vlm import VLM
@@ -155,12 +157,22 @@ def walk(
             typical=typical,
         )
         half, devices = config.precision == "bfloat16", machine.count if machine else 1
-        done = _estimate_stage(stage, module, trainable, workload, devices=devices, half=half)
+        if stage.lora is not None:
+            attach(module, stage.lora, trainable.targets)
+        done = _estimate_stage(stage, module, trainable, workload, devices=devices, half=half, bits=config.quantize)
         yield _on(machine, replace(done, checkpointing=again), config.precision), module, trainable
+        detach(module)
 
 
 def _estimate_stage(
-    stage: Stage, module: VLM | Retriever, trainable: Trainable, workload: Workload, *, devices: int, half: bool
+    stage: Stage,
+    module: VLM | Retriever,
+    trainable: Trainable,
+    workload: Workload,
+    *,
+    devices: int,
+    half: bool,
+    bits: Bits | None,
 ) -> StageEstimate:
     trained = set_trainable(module, trainable)
     algorithms = {name: each.algorithm for each in make_groups(trained, stage.optim) for name in each.names}
@@ -199,7 +211,7 @@ def _estimate_stage(
         backward=dict(backward),
         again=again,
         update=sum(_muon_flops(trained[name]) for name, algorithm in algorithms.items() if algorithm == "muon"),
-        memory=_memory(module, algorithms, list(works.values()), samples, devices=devices, half=half),
+        memory=_memory(module, algorithms, list(works.values()), samples, devices=devices, half=half, bits=bits),
     )
 
 
@@ -217,9 +229,14 @@ def _memory(
     *,
     devices: int,
     half: bool,
+    bits: Bits | None,
 ) -> Memory:
-    """algorithms: of each tensor that trains, by name."""
+    """algorithms: of each tensor that trains, by name. bits: of frozen linear layers."""
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    stored: float = FLOAT32 * sum(sizes.values()) / devices
+    if bits is not None:  # codes are no parameters: each device has them all
+        few = sum(sizes[f"{name}.weight"] for name in quantizable(module, bits, keep=algorithms))
+        stored += few * (BITS_STORED[bits] / 8 - FLOAT32 / devices)
     if devices > 1:
         copies = _gathered(module, half=half)
     else:
@@ -229,7 +246,7 @@ def _memory(
         taught = sum(sample.num_supervised for sample in samples)
         logits = 2 * FLOAT32 * min(CHUNK_ELEMENTS, taught * module.config.decoder.vocab_size)
     return Memory(
-        weights=FLOAT32 * sum(sizes.values()) // devices,
+        weights=round(stored),
         gradients=FLOAT32 * sum(sizes[name] for name in algorithms) // devices,
         optimizer=sum(OPTIMIZER_BYTES[algorithm] * sizes[name] for name, algorithm in algorithms.items()) // devices,
         activations=round(max(work.kept for work in works)),

@@ -11,8 +11,8 @@ from opsin.nn.batch import Batch
 from opsin.nn.vlm import VLM
 
 CHUNK_ELEMENTS = 2**24
-"""Logits that exist at once, in float32: 64 MiB, whatever the vocabulary and the number of tokens. In half precision twice
-as many."""
+"""Logits that exist at once, in float32: 64 MiB, whatever the vocabulary and the number of tokens. In half precision
+twice as many."""
 BLOCK_ELEMENTS = 2**24
 """Numbers of the head that exist at once in another precision than its own."""
 

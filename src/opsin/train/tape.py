@@ -20,6 +20,8 @@ from typing import Any
 
 from torch import nn
 
+from opsin.nn.lora import WithLoRA
+
 FLOAT32, HALF = 4, 2
 
 
@@ -115,7 +117,11 @@ class Tape:
 
     def linear(self, x: Value, layer: Any) -> Value:
         """A linear layer, or the embedding that stands for one."""
-        return self.matmul(x, layer.weight, getattr(layer, "bias", None))
+        out = self.matmul(x, layer.weight, getattr(layer, "bias", None))
+        if not isinstance(layer, WithLoRA):
+            return out
+        change = self.linear(self.linear(self.dropout(x, layer.lora_dropout), layer.lora_A), layer.lora_B)
+        return Value(out.rows, out.width, out.grad or change.grad, half=True)
 
     def matmul(self, x: Value, weight: Any, bias: Any = None) -> Value:
         """x (rows, in) times weight (out, in) or, square, (in, out)."""

@@ -10,12 +10,11 @@ from typing import Any
 
 from opsin.spec.model import VLMConfig
 from opsin.text.template import chat_template
-from opsin.text.tokenizer import Tokenizer, read_json
+from opsin.text.tokenizer import MARK, Tokenizer, read_added, read_json
 from opsin.weights.loader import Model
 
 TEMPLATE = "chat_template.jinja"
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-MARK = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+TOKENIZER, TOKENIZER_CONFIG, LLAMA = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 Files = dict[str, bytes]
 
@@ -81,12 +80,13 @@ def with_marks(tokenizer: Tokenizer, tokens: Mapping[str, int], attributes: Mapp
         for token_id in range(tokenizer.vocab_size, last):
             new.setdefault(token_id, f"<|unused_{token_id}|>")
     config = read_json(files, TOKENIZER_CONFIG)
-    if TOKENIZER in files:
-        data = read_json(files, TOKENIZER)
-        listed = data.get("added_tokens") or []
-        data["added_tokens"] = [*listed, *({"id": i, "content": new[i], **MARK} for i in sorted(new))]
-        files[TOKENIZER] = _dump(data)
-        config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    if TOKENIZER in files or LLAMA in files:
+        data = read_json(files, TOKENIZER) or _converted(files)
+        if data is not None:
+            listed = data.get("added_tokens") or []
+            data["added_tokens"] = [*listed, *({"id": i, "content": new[i], **MARK} for i in sorted(new))]
+            files[TOKENIZER] = _dump(data)
+            config.setdefault("tokenizer_class", "LlamaTokenizer" if LLAMA in files else "PreTrainedTokenizerFast")
     if new:
         own = config.get("added_tokens_decoder", {})
         config["added_tokens_decoder"] = {**own, **{str(i): {"content": new[i], **MARK} for i in sorted(new)}}
@@ -96,13 +96,23 @@ def with_marks(tokenizer: Tokenizer, tokens: Mapping[str, int], attributes: Mapp
     return files
 
 
+def _converted(files: Mapping[str, bytes]) -> dict[str, Any] | None:
+    """tokenizer.json in place of a tokenizer.model, with the tokens that the folder's other files add."""
+    from opsin.text._to_json import to_json
+
+    data = to_json(files)
+    if data is not None:
+        known = {token["id"] for token in data["added_tokens"]}
+        added = sorted((number, name) for name, number in read_added(files).items() if number not in known)
+        data["added_tokens"] += [{"id": number, "content": name, **MARK} for number, name in added]
+    return data
+
+
 def adds_begin(files: Mapping[str, bytes]) -> bool:
     """Whether transformers' tokenizer of these files begins every text with a begin-of-sequence token."""
     config = read_json(files, TOKENIZER_CONFIG)
     if (said := config.get("add_bos_token")) is not None:
         return bool(said)
-    if "tokenizer.model" in files and TOKENIZER not in files:
-        return True  # Llama's
     processor = read_json(files, TOKENIZER).get("post_processor") or {}
     parts = [processor, *(processor.get("processors") or [])]
     return any("SpecialToken" in first for part in parts for first in (part.get("single") or [])[:1])
