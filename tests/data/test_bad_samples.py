@@ -19,6 +19,7 @@ from opsin.errors import ConfigError, DataError
 from opsin.spec.recipe import BadSamples, Stage
 from opsin.text.messages import Conversation, Message, TextPart, assistant, user
 from opsin.train import run
+from opsin.train.preview import preview
 from train.test_runs import Crash, crash_after
 from train.toy import DrawnSource, differing, stage, tensors_of, tiny_model, two_stages
 
@@ -67,6 +68,9 @@ class Spoilt(DrawnSource):
 
 
 BAD = [(number * 401 + 17) % NUM_SAMPLES for number in range(37)]
+FEW = 200
+FEW_BAD = [(number * 37 + 5) % FEW for number in range(12)]
+"""For what need not be seen in a thousand: one of each way."""
 SKIP = {"policy": "skip", "max_share": 0.05}
 
 
@@ -122,22 +126,24 @@ def test_exactly_the_bad_samples_are_in_the_ledger_and_others_take_their_places(
 
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_the_ledger_is_the_same_for_any_number_of_threads_and_from_any_step(encoder, tmp_path, workers):
-    source = Spoilt(NUM_SAMPLES, BAD, tmp_path / "pictures")
-    alone = feed_of(encoder, source)
+    few = {"bad_samples": {**SKIP, "max_share": 0.1}}
+    source = Spoilt(FEW, FEW_BAD, tmp_path / "pictures")
+    alone = feed_of(encoder, source, **few)
     names = read(alone)
-    threaded = feed_of(encoder, source)
+    threaded = feed_of(encoder, source, **few)
     assert read(threaded, workers=workers) == names
     assert threaded.ledger.entries == alone.ledger.entries
-    later = feed_of(encoder, source)
-    assert read(later, 13, workers=workers) == names[13 * 50 :]
-    assert later.ledger.entries == [entry for entry in alone.ledger.entries if entry["step"] > 13]
+    later = feed_of(encoder, source, **few)
+    assert read(later, 2, workers=workers) == names[2 * 50 :]
+    assert later.ledger.entries == [entry for entry in alone.ledger.entries if entry["step"] > 2]
 
 
 def test_processes_that_read_parts_of_a_step_agree_on_the_ledger(encoder, tmp_path):
-    source = Spoilt(NUM_SAMPLES, BAD, tmp_path / "pictures")
-    alone = feed_of(encoder, source)
+    few = {"bad_samples": {**SKIP, "max_share": 0.1}}
+    source = Spoilt(FEW, FEW_BAD, tmp_path / "pictures")
+    alone = feed_of(encoder, source, **few)
     read(alone)
-    feeds = [feed_of(encoder, source) for _ in range(3)]
+    feeds = [feed_of(encoder, source, **few) for _ in range(3)]
     for step in range(alone.num_steps):
         for rank, feed in enumerate(feeds):
             for place in feed.step_samples(step)[rank::3]:
@@ -275,6 +281,8 @@ def test_a_run_goes_on_without_bad_records_of_its_files(tmp_path):
     skip = Stage.model_validate({**stage_of.model_dump(), "data": data, "bad_samples": SKIP, "steps": 10})
     run(plain.replace(stages=(skip,)), model=tiny_model(tmp_path))
     assert len(ledger_of(tmp_path / "out")) == 2
+    dry = plain.replace(stages=(skip,), tokenizer=str(tmp_path / "tokenizer"))
+    assert "estimated from 16 samples" in "\n".join(preview(dry))  # one of which is bad
     fail = plain.replace(stages=(skip.replace(bad_samples="fail"),), output=str(tmp_path / "other"))
     with pytest.raises(DataError, match=r"data.jsonl line 13, column \d+: not JSON"):
         run(fail, model=tiny_model(tmp_path))

@@ -139,6 +139,17 @@ def test_no_rule_cuts_through_a_picture_at_any_limit(family, rule, tokenizer):
     assert outcomes == {"fits", "error"}
 
 
+@pytest.mark.parametrize("family", [*TINY, "llava", "blip2", "qwen_vl"])
+def test_lengths_are_known_without_decoding(family, tokenizer):
+    encoder = Encoder(families.family(family).tiny.config, tokenizer)
+    if family == "blip2":
+        conversation = Conversation((user("what?", images=[0]), assistant("a cat")), (toys.picture((90, 70)),))
+    else:
+        conversation = talk(3, size=(230, 90))
+    sizes = [image.size for image in conversation.images]
+    assert encoder.measure(conversation, sizes) == encoder.encode(conversation, mode="train").measure
+
+
 def test_tokens_without_a_conversation_have_no_turns(tokenizer):
     encoded = Encoder(families.family("llava15").tiny.config, tokenizer).encode(talk(), mode="train")
     with pytest.raises(TooLong, match="gives tokens, not a conversation"):

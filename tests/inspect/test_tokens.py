@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from opsin.encode import Encoded, Encoder
-from opsin.inspect.tokens import KINDS, MaskPiece, legend_text, mask_html, mask_pieces, mask_text, visible
+from opsin.inspect.tokens import KINDS, MaskPiece, ids_text, legend_text, mask_html, mask_pieces, mask_text, visible
 from opsin.spec.chat import AssistantTurn, ChatFormat, Control, ImageMarkup, Text, UserTurn
 from opsin.spec.connector import MLPConnector
 from opsin.spec.decoder import DecoderConfig
@@ -155,3 +155,13 @@ class _Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
+
+
+def test_ids_stand_behind_their_tokens_and_a_star_marks_what_is_taught(encoded, tokenizer):
+    shown = ids_text(mask_pieces(encoded, tokenizer)).plain
+    numbers = re.findall(r"⟨(\d+)(\*?)⟩", shown)
+    text = [place for place in range(encoded.num_tokens) if place not in set(encoded.slots.tolist())]
+    assert numbers == [(str(encoded.ids[place]), "*" * int(encoded.supervised[place])) for place in text]
+    assert "y⟨" in shown
+    assert "\x1b" not in shown
+    assert "\n" not in shown

@@ -18,6 +18,16 @@ PUBLISHED = {
     "llava/scienceqa": {"lr": 2e-5, "batch": 128, "tokens": 2048, "samples": 12_726, **LLAVA, "epochs": 12},
     "llava-1.5/pretrain": {"lr": 1e-3, "batch": 256, "tokens": 2048, "samples": 558_128, "side": 336, **LLAVA},
     "llava-1.5/finetune": {"lr": 2e-5, "batch": 128, "tokens": 2048, "samples": 665_298, **LLAVA},
+    "llava-1.5/finetune-lora": {
+        "lr": 2e-4,
+        "batch": 128,
+        "tokens": 2048,
+        "samples": 665_298,
+        "part_lr": {"connector": 2e-5},
+        "parts": "connector",
+        "lora": (128, 256, 0.05, ("decoder",)),
+        **LLAVA,
+    },
     "llava-1.5/finetune-hd": {
         "lr": 2e-5,
         "batch": 128,
@@ -185,6 +195,7 @@ def table_row(name: str) -> str:
     trains = "all but the tower" if compares and "vision" not in stage.trainable else ", ".join(stage.trainable)
     trains = "all" if compares and "vision" in stage.trainable else trains
     trains = "decoder, connector without its last layer" if "connector.queries" in stage.trainable else trains
+    trains = f"{trains}, adapters in {', '.join(stage.lora.targets)}" if stage.lora else trains
     least = f" to {stage.schedule.min_lr:g}" if stage.schedule.min_lr else ""
     rates = "".join(f"; {part} {rate:g}" for part, rate in stage.optim.part_lr.items() if rate != stage.optim.lr)
     rates += "".join(f"; {part} x {decay:g} a layer" for part, decay in stage.optim.layer_decay.items() if decay != 1)

@@ -108,14 +108,13 @@ def test_time_is_flops_by_peak_and_share():
     assert many.seconds == few.seconds
 
 
-def test_blocks_are_computed_again_only_where_a_device_is_too_small_otherwise():
-    roomy, tight, small = (estimate(run_config(), name)[0] for name in ("8xH200", "8xA100-40GB", "8xRTX4090"))
-    assert (roomy.checkpointing, roomy.fits) == (False, True)
-    assert (tight.checkpointing, tight.fits) == (True, True)
-    assert tight.memory == roomy.memory
-    assert (small.checkpointing, small.fits) == (True, True)
-    (alone,) = estimate(run_config(), "RTX4090")
-    assert (alone.checkpointing, alone.fits) == (True, False)
+def test_blocks_are_computed_again_where_the_run_says_so():
+    (kept,) = estimate(run_config(), "8xA100-40GB")
+    (again,) = estimate(run_config(activations="recompute"), "8xA100-40GB")
+    assert (kept.checkpointing, kept.fits) == (False, False)
+    assert (again.checkpointing, again.fits) == (True, True)
+    assert again.memory == kept.memory
+    assert again.flops == kept.flops + kept.again
 
 
 def test_a_picture_that_leaves_no_room_for_text_is_made_smaller():
@@ -166,6 +165,24 @@ def test_memory_of_weights_gradients_and_optimizer_is_that_of_a_run(tmp_path, op
     assert memory.gradients == sum(p.nbytes for p in gradients)
     states = [state for each in loop.optimizer._optimizers.values() for state in each.state.values()]
     assert memory.optimizer == sum(t.nbytes for state in states for name, t in state.items() if name != "step")
+
+
+def test_adapters_and_few_bits_are_reckoned_with():
+    """LLaVA-1.5-7B: 319,815,680 numbers at rank 128; the frozen linear layers in 4.25 bits."""
+    whole, adapters, few = (
+        estimate(read_run(name, overrides))[0]
+        for name, overrides in (
+            ("llava-1.5/finetune", ()),
+            ("llava-1.5/finetune-lora", ()),
+            ("llava-1.5/finetune-lora", ("quantize=nf4",)),
+        )
+    )
+    assert adapters.parts[-1] == ("decoder", 6_738_415_616 + 319_815_680, 319_815_680)
+    assert adapters.memory.gradients == 4 * (319_815_680 + 20_979_712)
+    assert adapters.memory.optimizer == 2 * adapters.memory.gradients
+    assert 0.6 < adapters.flops / whole.flops < 0.8
+    layers = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 24 * (4 * 1024**2 + 2 * 1024 * 4096)
+    assert adapters.memory.weights - few.memory.weights == round((4 - 4.25 / 8) * layers)
 
 
 def test_several_devices_share_what_is_kept_between_steps():
@@ -230,11 +247,17 @@ def test_a_machine_without_a_dry_run_is_refused(capsys):
     assert "--on and --json belong to --dry-run" in capsys.readouterr().err
 
 
-def test_a_device_that_is_too_small_is_told_with_what_would_help(capsys):
-    assert opsin(["train", "llava-1.5/finetune", "--dry-run", "--on", "RTX4090"]) == 0
-    assert "which does NOT fit: take more devices, or train less;" in capsys.readouterr().out
-    assert opsin(["train", "internvl-1.5/finetune-26b", "--dry-run", "--on", "64xRTX4090"]) == 0
-    assert "which does NOT fit: take more devices, or lower batch.micro_tokens;" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("recipe", "machine", "help"),
+    [
+        ("llava-1.5/finetune", "8xA100-40GB", r"set activations=recompute \(\d\d\.\d\d GiB\);"),
+        ("llava-1.5/finetune", "RTX4090", "take more devices, or train less;"),
+        ("internvl-1.5/finetune-26b", "64xRTX4090", "take more devices, or lower batch.micro_tokens;"),
+    ],
+)
+def test_a_device_that_is_too_small_is_told_with_what_would_help(recipe, machine, help, capsys):
+    assert opsin(["train", recipe, "--dry-run", "--on", machine]) == 0
+    assert re.search(f"which does NOT fit: {help}", capsys.readouterr().out)
 
 
 def test_times_are_written_for_people():

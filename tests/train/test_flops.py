@@ -12,7 +12,10 @@ from opsin import families, weights
 from opsin.collate import pack, pad
 from opsin.encode import Encoded, Encoder
 from opsin.families.blip2 import TINY_T5
+from opsin.nn.lora import attach
+from opsin.spec.lora import Lora
 from opsin.spec.model import VLMConfig
+from opsin.train.blocks import prepared_blocks
 from opsin.train.flops import SampleShape, pass_work
 from opsin.train.objectives import next_token
 from opsin.train.stage1 import stage1_losses
@@ -88,6 +91,18 @@ def test_flops_are_those_that_torch_counts_whatever_is_frozen(config, form, toke
         vlm.zero_grad()
 
 
+@pytest.mark.parametrize("targets", [("decoder",), ("vision", "connector"), ("decoder.layers.1.*",)])
+def test_flops_of_adapters_are_those_that_torch_counts(config, targets, tokenizer):
+    vlm = weights.build(config).train()
+    lora = Lora(rank=3, alpha=6, targets=targets)
+    trainable = choose(vlm, (), idle=idle_tensors(vlm, config), lora=lora)
+    attach(vlm, lora, trainable.targets)
+    set_trainable(vlm, trainable)
+    samples = encoded(config, tokenizer)
+    work = pass_work(vlm, [SampleShape.of(sample) for sample in samples], pack=True, half=False)
+    assert work.flops == counted(lambda: next_token(vlm, pack(samples)).total)
+
+
 def test_nothing_is_computed_backwards_below_the_lowest_tensor_that_trains(tokenizer):
     config = CONFIGS["llava-1.5-tiny"]
     vlm = on_meta(config)
@@ -143,6 +158,20 @@ def test_kept_activations_are_those_that_autograd_keeps(config, form, half, toke
         assert work.kept == pytest.approx(kept_bytes(vlm, run), rel=near), patterns
 
 
+def test_flops_of_blocks_that_are_computed_again_are_those_that_torch_counts(config, tokenizer):
+    vlm = weights.build(config).train()
+    samples = encoded(config, tokenizer)
+    shapes = [SampleShape.of(sample) for sample in samples]
+    for patterns in TRAINABLE[:5]:
+        set_trainable(vlm, choose(vlm, patterns, idle=idle_tensors(vlm, config)))
+        batch = pack(samples)
+        with prepared_blocks(vlm, recompute=True, compiled=False):
+            expected = counted(lambda batch=batch: next_token(vlm, batch).total)
+        work = pass_work(vlm, shapes, pack=True, half=False)
+        assert work.flops + work.again == expected, patterns
+        vlm.zero_grad()
+
+
 def test_blocks_that_are_computed_again_keep_what_goes_into_them(tokenizer):
     config = CONFIGS["llava-1.5-tiny"]
     vlm = on_meta(config)
@@ -150,7 +179,7 @@ def test_blocks_that_are_computed_again_keep_what_goes_into_them(tokenizer):
     set_trainable(vlm, choose(vlm, ["connector", "decoder"], idle=idle_tensors(vlm, config)))
     work = pass_work(vlm, shapes, pack=True, half=False)
     tokens, blocks = sum(shape.num_tokens for shape in shapes), config.decoder.num_layers
-    assert work.again == work.forward["decoder"]
+    assert work.again == work.forward["decoder"] - blocks * 2 * tokens * vlm.decoder.layers[0].mlp.down.weight.numel()
     assert work.kept - work.kept_between == blocks * (work.largest_block - tokens * config.decoder.dim * 4)
 
 

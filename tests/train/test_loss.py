@@ -294,5 +294,4 @@ def test_defaults_are_those_of_the_published_recipes():
         "betas": (0.9, 0.999),
         "eps": 1e-8,
         "weight_decay": 0.0,
-        "layer_decay": {},
     }

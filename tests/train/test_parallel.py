@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from opsin import weights
+from opsin.spec.recipe import RunConfig
 from opsin.train.checkpoint import CheckpointStore
 from train import together
 from train.test_runs import log_of
@@ -123,8 +125,62 @@ def test_a_checkpoint_that_one_cannot_write_is_none(tmp_path):
 
 
 def test_stage_1_compares_the_pairs_of_all_processes(tmp_path):
+    """Steps of 6 and of 3, which two processes share 3 and 3, 2 and 1. Negatives belong to pairs, not to processes."""
+    together.start(1, together.pairs_compared, tmp_path / "alone")
     together.start(2, together.pairs_compared, tmp_path)
+    (alone,) = left_by(tmp_path / "alone", 1)
     first, second = left_by(tmp_path, 2)
+    assert first["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert first["temperature"] == pytest.approx(alone["temperature"], rel=1e-5)
     assert first == second, "the temperature is a scalar, which is not split, and stays the same everywhere"
     assert first["temperature"] != pytest.approx(0.07)
     assert all(loss > 0 for loss in first["losses"])
+
+
+def test_processes_judge_and_leave_out_samples_as_one(tmp_path):
+    """Evaluations by loss and by answers, the best model, and the ledger."""
+    logs, ledgers = [], []
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        data = together.adamw_stages(folder / "out").model_dump(mode="json")
+        for stage, metric in zip(data["stages"], ("loss", "exact_match"), strict=True):
+            stage["evaluate"] = {"every": 2, "metric": metric, "max_new_tokens": 4}
+            stage["bad_samples"] = {"policy": "skip", "max_share": 0.1}
+        together.start(size, together.judged, folder, RunConfig.parse(data, where="test"))
+        logs.append(log_of(folder / "out"))
+        ledgers.append((folder / "out" / "left_out.jsonl").read_text())
+        assert (folder / "out" / "best" / "second" / "model.safetensors").exists()
+    assert ledgers[0] == ledgers[1]
+    assert '"sample": 12' in ledgers[0]
+    for one, two in zip(*logs, strict=True):
+        if "evaluation" in one:
+            assert one["evaluation"] == pytest.approx(two["evaluation"], rel=CURVE)
+            assert (one["step"], one["best"], one["samples"]) == (two["step"], two["best"], two["samples"])
+        else:
+            assert one["loss"] == pytest.approx(two["loss"], rel=CURVE)
+            assert one["left_out"] == two["left_out"]
+    assert sum("evaluation" in row for row in logs[0]) == 2 + 4
+    first, second = left_by(tmp_path / "2", 2)
+    assert first == second
+
+
+@pytest.mark.parametrize("bits", [None, "int8"])
+def test_adapters_train_together(tmp_path, bits):
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        data = together.adamw_stages(folder / "out", workers=0, quantize=None).model_dump(mode="json")
+        lora = {"rank": 4, "alpha": 8, "targets": ["decoder", "vision"]}
+        second = {**data["stages"][1], "trainable": ["connector"], "lora": lora, "steps": 4}
+        config = RunConfig.parse({**data, "stages": [second], "quantize": bits}, where="test")
+        together.start(size, together.adapters, folder, config)
+    one, two = tmp_path / "1" / "out", tmp_path / "2" / "out"
+    assert curve(two) == pytest.approx(curve(one), rel=CURVE)
+    settings = [(out / "second" / "adapter_config.json").read_bytes() for out in (one, two)]
+    assert settings[0] == settings[1]
+    alone, together_ = (weights.load(out / "second").vlm.state_dict() for out in (one, two))
+    for name, tensor in alone.items():
+        assert tensor.allclose(together_[name], atol=1e-4), name
+    if bits is None:
+        for rank in (0, 1):
+            ended = load_file(tmp_path / "2" / f"{rank}.safetensors")
+            assert all(ended[name].equal(tensor) for name, tensor in together_.items())

@@ -97,6 +97,12 @@ def mixtures(rank: int, folder: Path, names: list[str]) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(losses))
 
 
+def adapters(rank: int, folder: Path, config: RunConfig) -> None:
+    """A run of one stage that trains adapters, whose model every process ends with."""
+    result = run(config, model=tiny_model(folder / str(rank)), sources={"second": DrawnSource(18)})
+    save_file(tensors_of(result.model), folder / f"{rank}.safetensors")
+
+
 @contextmanager
 def told(rank: int, folder: Path) -> Iterator[None]:
     """Leave the error that ends what is inside in a file."""
@@ -131,6 +137,15 @@ def unreadable(rank: int, folder: Path, config: RunConfig) -> None:
     with told(rank, folder):
         sources = {**two_sources(), "second": BadPicture(18)}
         run(config, model=tiny_model(folder / str(rank)), sources=sources)
+
+
+def judged(rank: int, folder: Path, config: RunConfig) -> None:
+    """A run that is evaluated and leaves out the samples that cannot be read."""
+    sources = {"first": DrawnSource(8, with_text=False), "second": BadPicture(18)}
+    held_out = {"first": DrawnSource(5), "second": DrawnSource(5)}
+    rows: list[Any] = []
+    result = run(config, model=tiny_model(folder / str(rank)), sources=sources, held_out=held_out, on_row=rows.append)
+    (folder / f"{rank}.json").write_text(json.dumps([result.status, result.steps, len(rows)]))
 
 
 def full_disk(rank: int, folder: Path, config: RunConfig) -> None:

@@ -55,7 +55,7 @@ def sample_text(conversation: Conversation, encoder: Encoder, rules: Rules) -> I
     pieces = mask_pieces(encoded, encoder.tokenizer)
     yield Text.assemble("\n", legend_text(), "\n")
     yield mask_text(pieces)
-    yield Text("\ntokens with their ids\n", "bold")
+    yield Text("\ntokens with their ids; * is taught\n", "bold")
     yield ids_text(pieces)
 
 

@@ -25,6 +25,7 @@ VERBS = {
     "show": "What a model consists of: parts, shapes, counts.",
     "train": "Train a model by a recipe.",
     "export": "Write a model for transformers, vLLM, SGLang or the authors' code.",
+    "merge": "Add an adapter to its model and write the result.",
     "data": "Check, show and convert training data.",
     "env": "Versions and devices, for bug reports.",
 }

@@ -79,6 +79,7 @@ class _Seen:
     measure: Measure | None = None
     change: str = ""
     """`shortened` or `dropped`."""
+    videos: int = 0
 
 
 class DataCheck:
@@ -122,6 +123,7 @@ class DataCheck:
             if seen.digest:
                 yield from self._compare(seen, ids)
             self._count(seen)
+        self.totals.pictures = len(self._pictures)
         for shape, where in places:
             usual, count = shapes.most_common(1)[0]
             if shape != usual:
@@ -140,6 +142,7 @@ class DataCheck:
 
     def _count(self, seen: _Seen) -> None:
         totals = self.totals
+        totals.videos += seen.videos
         totals.shortened += seen.change == "shortened"
         totals.dropped += seen.change == "dropped"
         if seen.measure is not None and seen.change != "dropped":
@@ -191,31 +194,30 @@ class DataCheck:
             question,
             measure,
             change,
+            len(conversation.videos),
         )
 
     def _sizes(self, conversation: Conversation) -> tuple[list[Size | None], list[MediaError]]:
         """The size of each picture, None where it cannot be read, and why."""
-        self.totals.videos += len(conversation.videos)
         sizes: list[Size | None] = []
         wrong = []
         for number, image in enumerate(conversation.images, start=1):
-            found = self._picture(image, f"image {number}")
+            found = self._picture(image)
             sizes.append(None if isinstance(found, MediaError) else found)
             if isinstance(found, MediaError):
-                wrong.append(found)
+                wrong.append(found.within(f"image {number}"))
         return sizes, wrong
 
-    def _picture(self, image: ImageSource, name: str) -> Size | MediaError:
+    def _picture(self, image: ImageSource) -> Size | MediaError:
         key = image if isinstance(image, str | Path) else _bytes_of(image)
         if key not in self._pictures:
             check: Literal["ends", "all"] = "all" if self.rules.decode else "ends"
             try:
-                size = image_size(image, mode=self.rules.mode, limits=self.rules.limits, name=name, check=check)
+                size = image_size(image, mode=self.rules.mode, limits=self.rules.limits, check=check)
             except MediaError as error:
                 self._pictures[key] = error
             else:
                 self._pictures[key] = size
-            self.totals.pictures = len(self._pictures)
         return self._pictures[key]
 
     def _measure(self, conversation: Conversation, sizes: Sequence[Size]) -> tuple[Measure, str]:

@@ -152,7 +152,7 @@ LLAVA15 = Family(
     paper="Improved Baselines with Visual Instruction Tuning, arXiv:2310.03744",
     presets=PRESETS,
     tiny=TINY,
-    recipes=("llava-1.5/pretrain", "llava-1.5/finetune", "llava-1.5/finetune-hd"),
+    recipes=("llava-1.5/pretrain", "llava-1.5/finetune", "llava-1.5/finetune-lora", "llava-1.5/finetune-hd"),
     matches=_matches,
     accepts=lambda config: config.connector.kind == "mlp" and is_llava(config),
     chat_for=_chat_for,

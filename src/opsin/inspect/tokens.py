@@ -97,12 +97,13 @@ def mask_text(pieces: Sequence[MaskPiece]) -> Text:
 
 
 def ids_text(pieces: Sequence[MaskPiece]) -> Text:
-    """Every token with its id behind it, coloured like the mask; a picture's slots stand as one."""
+    """Every token with its id behind it, `A⟨319⟩`, or `A⟨319*⟩` where it is taught; a picture's slots stand as one."""
     out = Text()
     for piece in pieces:
         text = f"[{piece.text}]" if piece.kind in ("control", "image") else visible(piece.text).replace("\n", "")
         out.append(text, _TAUGHT_STYLE if piece.supervised else _TERMINAL_STYLES[piece.kind])
-        out.append("" if piece.kind == "image" else f"{piece.ids[0]}", "dim").append(" ")
+        number = f"⟨{piece.ids[0]}{'*' * piece.supervised}⟩"
+        out.append("" if piece.kind == "image" else number, "dim").append(" ")
     return out
 
 

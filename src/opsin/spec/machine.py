@@ -1,7 +1,8 @@
 """Machines by name: what one device computes and holds, by its vendor. `parse_machine` reads "8xA100-80GB".
 
 Numbers are dense (without the doubling for sparse matrices) and for matrix products: bfloat16 with float32 sums, and
-plain float32, which is what torch multiplies in unless told otherwise.
+plain float32, which is what torch multiplies in unless told otherwise. They were written down from memory of the
+sources named: check before you quote one.
 """
 
 import math

@@ -1,11 +1,13 @@
 """A training run as one value: what is trained in which stage, on which data, and how."""
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from opsin.spec.base import Spec
 from opsin.spec.chat import ChatFormat
+from opsin.spec.lora import Lora
 from opsin.spec.resolution import ResolutionConfig
 
 PARTS = ("vision", "connector", "newline", "decoder")
@@ -13,6 +15,10 @@ PARTS = ("vision", "connector", "newline", "decoder")
 
 RANDOM = "random"
 """Source of a part that starts from random weights."""
+
+
+BASE = "base"
+"""Folder of a run with the model that adapters belong to."""
 
 
 class DataFile(Spec):
@@ -157,13 +163,24 @@ class Evaluation(Spec):
     """The stage ends after so many evaluations in a row without a new best. None: it goes on to its end."""
 
 
+class CachedFeatures(Spec):
+    """Where the features of a frozen vision tower are kept, so that each tile goes through it once."""
+
+    folder: str
+    """Several runs may share one."""
+    max_gib: float = Field(default=50, gt=0)
+    """Size of the folder beyond which nothing more is kept."""
+
+
 class Stage(Spec):
     """One stage: what trains, on what, how."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     """Also the name of the folder that the model is saved to when the stage ends."""
-    trainable: tuple[str, ...]
+    trainable: tuple[str, ...] = ()
     """Parts (vision, connector, newline, decoder) or globs over tensor names (`decoder.layers.*.attn.*`)."""
+    lora: Lora | None = None
+    """Adapters that train besides; the stage's folder then holds them, and what `trainable` names, in PEFT's layout."""
     objective: Objective = "next_token"
     """`next_token`: every taught token from what stands before it. `blip2_stage1`: pictures and captions compared,
     matched and written (arXiv:2301.12597 section 3.2), by a model that compares and has no language model."""
@@ -175,6 +192,8 @@ class Stage(Spec):
     """Chat format for this stage, by name or written out; the model's own when not given."""
     resolution: ResolutionConfig | None = None
     """How pictures are cut in this stage; the model's own when not given."""
+    cache_features: CachedFeatures | None = None
+    """Keep what the vision tower computes; for stages in which it is frozen."""
     max_tokens: int | None = Field(default=None, ge=2)
     """Longest conversation, pictures included; the model's own limit when not given."""
     overlong: Overlong = "error"
@@ -200,8 +219,8 @@ class Stage(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.trainable:
-            raise ValueError(f"stage {self.name!r} trains nothing: name parts in trainable")
+        if not self.trainable and self.lora is None:
+            raise ValueError(f"stage {self.name!r} trains nothing: name parts in trainable, or give lora")
         if self.epochs is None and self.steps is None:
             raise ValueError(f"stage {self.name!r} does not say how long it is: give epochs or steps")
         for name in ("min_lr", "warmup_start_lr"):
@@ -217,6 +236,8 @@ class Stage(Spec):
                 raise ValueError(
                     f"stage {self.name!r}: blip2_stage1 reads captions as they are; leave chat and captions out"
                 )
+            if self.lora is not None or self.cache_features is not None:
+                raise ValueError(f"stage {self.name!r}: lora and cache_features are for models that answer")
         return self
 
 
@@ -254,6 +275,8 @@ class RunConfig(Spec):
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the passes. Weights and optimizer state are float32 either way; `bfloat16` is autocast."""
+    quantize: Literal["int8", "int4", "nf4"] | None = None
+    """Bits of the frozen linear layers of tower and language model, for a run of one stage that trains adapters."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; otherwise a torch device such as `cpu` or `cuda:1`."""
     activations: Literal["keep", "recompute"] = "keep"
@@ -276,10 +299,12 @@ class RunConfig(Spec):
         names = [stage.name for stage in self.stages]
         if not names:
             raise ValueError("a run needs at least one stage")
+        if self.quantize is not None and (len(names) > 1 or self.stages[0].lora is None):
+            raise ValueError("quantize is for a run of one stage that trains adapters: give that stage lora")
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; each writes a folder of its name")
-            if name in {"checkpoints", "run.yaml", "log.jsonl", "left_out.jsonl", "best", "trackers"}:
+            if name in {"checkpoints", "run.yaml", "log.jsonl", "left_out.jsonl", "best", "trackers", BASE}:
                 raise ValueError(f"a stage cannot be called {name!r}: the run itself writes there")
         if len({stage.objective == "blip2_stage1" for stage in self.stages}) > 1:
             raise ValueError(
@@ -296,3 +321,8 @@ class RunConfig(Spec):
 
 MACHINE_KEYS = ("output", "device", "activations", "compile", "workers", "checkpoint", "log_every", "trackers")
 """Settings that may change when a run goes on: they say where and how it is run, not what is computed."""
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a tensor's or layer's name is meant by a part name or a glob."""
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from opsin.data.passes import passes
-from opsin.nn.decoder import DecoderLayer
+from opsin.nn.lora import attach, detach
+from opsin.nn.qformer import QFormerLayer
+from opsin.nn.quantize import BITS_STORED, Bits, quantizable
 from opsin.nn.retriever import Retriever
 from opsin.nn.seq2seq import EncoderLayer
-from opsin.nn.vision import VisionLayer
 from opsin.nn.vlm import VLM
 from opsin.spec.machine import Machine, parse_machine
 from opsin.spec.recipe import RunConfig, Stage
+from opsin.train.blocks import blocks_of
 from opsin.train.flops import SampleShape, pass_work
 from opsin.train.objectives import CHUNK_ELEMENTS
 from opsin.train.optim import make_groups
@@ -123,8 +125,8 @@ def estimate(
 ) -> list[StageEstimate]:
     """What each stage of a run will take. No weights are read.
 
-    machine: such as "8xA100-80GB"; None leaves the time open. checkpointing: None computes blocks again only where a
-    stage does not fit otherwise. typical: the sample to reckon with, instead of what the data says.
+    machine: such as "8xA100-80GB"; None leaves the time open. checkpointing: whether blocks are computed again on the
+    way back; None as the run says (`activations`). typical: the sample to reckon with, instead of what the data says.
     """
     return [each for each, _, _ in walk(config, machine, checkpointing=checkpointing, typical=typical)]
 
@@ -138,6 +140,7 @@ def walk(
 ) -> Iterator[tuple[StageEstimate, nn.Module, Trainable]]:
     """`estimate` stage by stage, with the module on the meta device and what trains of it."""
     machine = parse_machine(machine) if isinstance(machine, str) else machine
+    again = config.activations == "recompute" if checkpointing is None else checkpointing
     model = describe_run(config)
     module = on_meta(model)
     tokenizer, missing = local_tokenizer(config)
@@ -154,12 +157,22 @@ def walk(
             typical=typical,
         )
         half, devices = config.precision == "bfloat16", machine.count if machine else 1
-        done = _estimate_stage(stage, module, trainable, workload, devices=devices, half=half)
-        yield _on(machine, done, config.precision, checkpointing), module, trainable
+        if stage.lora is not None:
+            attach(module, stage.lora, trainable.targets)
+        done = _estimate_stage(stage, module, trainable, workload, devices=devices, half=half, bits=config.quantize)
+        yield _on(machine, replace(done, checkpointing=again), config.precision), module, trainable
+        detach(module)
 
 
 def _estimate_stage(
-    stage: Stage, module: VLM | Retriever, trainable: Trainable, workload: Workload, *, devices: int, half: bool
+    stage: Stage,
+    module: VLM | Retriever,
+    trainable: Trainable,
+    workload: Workload,
+    *,
+    devices: int,
+    half: bool,
+    bits: Bits | None,
 ) -> StageEstimate:
     trained = set_trainable(module, trainable)
     algorithms = {name: each.algorithm for each in make_groups(trained, stage.optim) for name in each.names}
@@ -198,7 +211,7 @@ def _estimate_stage(
         backward=dict(backward),
         again=again,
         update=sum(_muon_flops(trained[name]) for name, algorithm in algorithms.items() if algorithm == "muon"),
-        memory=_memory(module, algorithms, list(works.values()), samples, devices=devices, half=half),
+        memory=_memory(module, algorithms, list(works.values()), samples, devices=devices, half=half, bits=bits),
     )
 
 
@@ -216,9 +229,14 @@ def _memory(
     *,
     devices: int,
     half: bool,
+    bits: Bits | None,
 ) -> Memory:
-    """algorithms: of each tensor that trains, by name."""
+    """algorithms: of each tensor that trains, by name. bits: of frozen linear layers."""
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    stored: float = FLOAT32 * sum(sizes.values()) / devices
+    if bits is not None:  # codes are no parameters: each device has them all
+        few = sum(sizes[f"{name}.weight"] for name in quantizable(module, bits, keep=algorithms))
+        stored += few * (BITS_STORED[bits] / 8 - FLOAT32 / devices)
     if devices > 1:
         copies = _gathered(module, half=half)
     else:
@@ -228,7 +246,7 @@ def _memory(
         taught = sum(sample.num_supervised for sample in samples)
         logits = 2 * FLOAT32 * min(CHUNK_ELEMENTS, taught * module.config.decoder.vocab_size)
     return Memory(
-        weights=FLOAT32 * sum(sizes.values()) // devices,
+        weights=round(stored),
         gradients=FLOAT32 * sum(sizes[name] for name in algorithms) // devices,
         optimizer=sum(OPTIMIZER_BYTES[algorithm] * sizes[name] for name, algorithm in algorithms.items()) // devices,
         activations=round(max(work.kept for work in works)),
@@ -239,11 +257,11 @@ def _memory(
 
 def _gathered(module: nn.Module, *, half: bool) -> int:
     """Bytes of whole weights on each of several devices: the block that works and the next one, and all that is no
-    block (embedding, head, connector, FlanT5's decoder) with its gradient, which stay for the whole pass."""
+    block (embedding, head, connector, Q-Former, FlanT5's decoder) with its gradient, which stay for the whole pass."""
     inside: set[nn.Parameter] = set()
     largest = 0
-    for block in module.modules():
-        if isinstance(block, VisionLayer | DecoderLayer | EncoderLayer):
+    for block in blocks_of(module):
+        if not isinstance(block, QFormerLayer):  # as `parallel` splits them
             element = HALF if half and not isinstance(block, EncoderLayer) else FLOAT32
             largest = max(largest, element * sum(p.numel() for p in block.parameters()))
             inside |= set(block.parameters())
@@ -251,19 +269,16 @@ def _gathered(module: nn.Module, *, half: bool) -> int:
     return 2 * largest + FLOAT32 * sum(p.numel() * (2 if p.requires_grad else 1) for p in rest)
 
 
-def _on(machine: Machine | None, done: StageEstimate, precision: str, checkpointing: bool | None) -> StageEstimate:
+def _on(machine: Machine | None, done: StageEstimate, precision: str) -> StageEstimate:
     """With what follows from the machine."""
-    memory = machine.device.memory if machine else None
-    if checkpointing is None:
-        checkpointing = memory is not None and done.memory.total(checkpointing=False) > memory
-    done = replace(done, checkpointing=checkpointing)
     if machine is None:
         return done
+    memory = machine.device.memory
     reached = machine.peak(precision) * machine.utilisation * min(machine.count, done.samples) / machine.count
     return replace(
         done,
         machine=machine.name,
         utilisation=machine.utilisation,
-        fits=None if memory is None else done.memory.total(checkpointing=checkpointing) <= memory,
+        fits=None if memory is None else done.memory.total(checkpointing=done.checkpointing) <= memory,
         seconds_per_step=done.flops / reached,
     )

@@ -76,7 +76,7 @@ class Judge:
         with loop.judging(), reproducible(loop.device, derive_seed(self.feed.seed, self.feed.stage.name)):
             scores = {"loss": self._loss(loop)}
             if self.evaluation.metric == "exact_match":
-                with loop.world.agreed():
+                with loop.world.agreed(), loop.joined():
                     scores["exact_match"] = self._exact_match()
         return EvaluationRow(
             stage=loop.stage.name,
@@ -126,8 +126,8 @@ class Judge:
         for group, pictures in loop.rounds(passes(samples, batch)):
             loss = loop.loss_of(group, pictures)
             total, count = total + float(loss.total), count + loss.count
-        total, count = loop.world.sums(total, count)
-        return total / count
+        total, all_counted = loop.world.sums(total, count)
+        return total / all_counted
 
     def _exact_match(self) -> float:
         """Share of samples whose last answer comes out word for word."""

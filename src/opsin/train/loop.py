@@ -134,11 +134,15 @@ class StageLoop:
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Inside, the module does not train, and its methods can be called by all processes at once."""
+        """Inside, the module does not train. What a pass has joined is in parts again afterwards."""
         self.module.eval()
-        with torch.no_grad(), self.world.joined(self._under):
+        with torch.no_grad(), self.joined():
             yield
         self.module.train()
+
+    def joined(self) -> AbstractContextManager[None]:
+        """Inside, the module's methods can be called as of a whole one, by all processes at once."""
+        return self.world.joined(self._under)
 
     def _stream(self, *, workers: int) -> Generator[Encoded, None, None]:
         """This process' samples from the step that is due."""
@@ -268,7 +272,8 @@ class StageLoop:
         where = next(filter(None, world.texts(watch.found or "")), "every output and gradient of a module is finite")
         everyone = [name for one in done for name in one.names]
         guilty = [name for one in done if not torch.isfinite(one.total) for name in one.names]
-        names: list[list[str]] = next(filter(any, map(world.lists, (guilty, watch.samples, everyone))), [[]])
+        suspects: list[list[list[str]]] = [world.lists(each) for each in (guilty, watch.samples, everyone)]
+        names = next(each for each in suspects if any(each))
         concerned = [f"{listed(each)}{world.named(rank)}" for rank, each in enumerate(names) if each]
         return (TrainError if world.size == 1 else TogetherError)(
             f"stage {self.stage.name!r}, step {self.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}. "

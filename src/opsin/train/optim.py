@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from opsin.errors import ConfigError, TrainError
-from opsin.spec.recipe import AdamW, Muon, OptimConfig, Schedule
+from opsin.spec.recipe import AdamW, Muon, OptimConfig, Schedule, matches
 from opsin.train.parallel import split_like
-from opsin.train.trainable import matches
 
 NOT_HIDDEN = (".decoder.embed.", ".decoder.head.", ".vision.patch.", ".vision.positions")
 """Parts of names of matrices that Muon leaves to AdamW: they face tokens or pixels, not hidden states."""

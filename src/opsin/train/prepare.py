@@ -73,7 +73,7 @@ def stage_trainable(module: nn.Module, model: Described | None, stage: Stage) ->
     elif model is not None:
         retrieval = next(each.retrieval for each in families.FAMILIES if each.retrieval is not None)
         idle = _constants(module, retrieval.layouts(model))
-    return choose(module, stage.trainable, idle=idle)
+    return choose(module, stage.trainable, idle=idle, lora=stage.lora)
 
 
 def _constants(module: nn.Module, layouts: Sequence[Layout]) -> dict[str, str]:
@@ -97,7 +97,7 @@ def describe_model(name: str) -> VLMConfig:
 
 
 def start_model(config: RunConfig) -> Model | RetrievalModel:
-    """The model to start from, in float32 on the CPU."""
+    """The model to start from, in float32 on the CPU; one that will be quantised in the dtype of its files."""
     tokenizer = _tokenizer_folder(config)
     if isinstance(config.init, PartSources):
         foreign = ("connector", "newline", "decoder") if config.compares else ("qformer",)
@@ -107,7 +107,8 @@ def start_model(config: RunConfig) -> Model | RetrievalModel:
     if config.compares:
         return _start_retriever(config, tokenizer)
     if config.init == "model":
-        return weights.load(config.model, dtype=torch.float32, tokenizer=tokenizer)
+        dtype = torch.float32 if config.quantize is None else None
+        return weights.load(config.model, dtype=dtype, tokenizer=tokenizer)
     description = describe_model(config.model)
     vlm = weights.build(description, seed=config.seed)
     if isinstance(config.init, PartSources):

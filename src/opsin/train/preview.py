@@ -69,14 +69,21 @@ def _verdict(stage: StageEstimate, machine: Machine, precision: str) -> str:
     if stage.checkpointing:
         fits += ", blocks computed again"
     if stage.fits is False:
-        alone = stage.memory.state > (machine.device.memory or 0)
-        fits += f", which does NOT fit: take more devices, or {'train less' if alone else 'lower batch.micro_tokens'}"
+        fits += f", which does NOT fit: {_help(stage, machine.device.memory or 0)}"
     assert stage.seconds_per_step is not None
     total = "" if stage.seconds is None else f", {readable(stage.seconds)} in all"
     return (
         f"on {machine.name}: {fits}; {stage.seconds_per_step:.3g} s per step{total}, at {machine.utilisation:.0%} of "
         f"{_flop(machine.peak(precision))}/s [{machine.device.source}; the share is ours]"
     )
+
+
+def _help(stage: StageEstimate, memory: int) -> str:
+    """What to do about a device that is too small."""
+    recomputed = stage.memory.total(checkpointing=True)
+    if not stage.checkpointing and recomputed <= memory:
+        return f"set activations=recompute ({_gib(recomputed)})"
+    return f"take more devices, or {'train less' if stage.memory.state > memory else 'lower batch.micro_tokens'}"
 
 
 def readable(seconds: float) -> str:

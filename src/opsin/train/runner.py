@@ -5,7 +5,9 @@ OUTPUT/run.yaml         the whole config, defaults included
        left_out.jsonl   one line per sample that the run went on without, if any
        checkpoints/     the newest states of the run
        best/STAGE/      the model as it was at the best evaluation of that stage, where there are any
-       STAGE/           the model as it was at the end of that stage, ready for `opsin chat`
+       STAGE/           the model as it was at the end of that stage, ready for `opsin chat`; of a stage with
+                        adapters, these and where their base is
+       base/            the model that the first stage's adapters belong to, where no name leads to it
 """
 
 import os
@@ -24,13 +26,17 @@ from torch import Tensor, nn
 from opsin import weights
 from opsin.data.source import Fingerprinted, Source
 from opsin.errors import ConfigError, TrainError
+from opsin.nn.quantize import Bits
+from opsin.nn.retriever import Retriever
 from opsin.nn.vision import VisionTower
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
+from opsin.train.adapters import StageModels, add_adapters
 from opsin.train.checkpoint import CheckpointStore, Saved, opened, sync
 from opsin.train.config import differences, to_yaml
 from opsin.train.evaluate import EvaluationRow, prepare_judge
+from opsin.train.feature_cache import with_cache
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
@@ -68,10 +74,13 @@ def train_stage(
     precision: Precision = "float32",
     workers: int = 1,
     activations: Literal["keep", "recompute"] = "keep",
+    bits: Bits | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Train one stage in memory: no folder, no checkpoints. Returns what each step did.
 
+    Adapters of a stage with `lora` stay on the module: `weights.save_adapter` and `nn.lora.merge` take it from there.
+    bits: what its frozen linear layers are quantised to.
     module: a VLM, or anything that `objective` knows. source: gives conversations, which need a tokenizer, or Encoded.
     Under torchrun all processes train together, and each ends with its part of the module (`parallel.whole_state`).
     """
@@ -87,6 +96,8 @@ def train_stage(
     )
     rows = []
     with open_world(choose_device(str(device))) as world:
+        add_adapters(module, prepared, bits=bits)
+        objective = with_cache(objective, module, prepared, precision)
         loop = _loop(module, prepared, objective, world, precision=precision, workers=workers, activations=activations)
         for row in loop.rows():
             rows.append(row)
@@ -146,6 +157,7 @@ class _Run:
         self.output = Path(config.output)
         self.store = CheckpointStore(self.output / "checkpoints", keep=config.checkpoint.keep)
         self.saved = self._open_folder()
+        self.models = StageModels(config, has_name=model is None and config.init == "model")
         with world.agreed():
             self.model = model or start_model(config)
             check_kind(config, self.model)
@@ -172,7 +184,7 @@ class _Run:
             ledger.restore(entry for entry in self.left_out.read() if entry["stage"] == prepared.stage.name)
             ledger.on_entry = self.left_out.write
         self.ever_trained: set[str] = set()
-        """Tensors that this stage or an earlier one trains: what a checkpoint has to hold."""
+        """Tensors that earlier stages changed: what a checkpoint has to hold besides those that train."""
 
     def train(self) -> RunResult:
         """All stages from where the run stands."""
@@ -180,7 +192,6 @@ class _Run:
         first, steps = (self.saved.state["stage"], self.saved.step - self.saved.state["step"]) if self.saved else (0, 0)
         try:
             for number, prepared in enumerate(self.prepared):
-                self.ever_trained.update(prepared.trainable.names)
                 folder = self.output / prepared.stage.name
                 if number >= first:
                     loop = self._train_stage(number, prepared, steps_before=steps)
@@ -188,6 +199,7 @@ class _Run:
                     if loop.step < loop.num_steps:
                         last = self.output / self.prepared[number - 1].stage.name if number else self.output
                         return RunResult("stopped", self.model, last, steps)
+                self.ever_trained.update(prepared.trainable.merged)
             return RunResult("finished", self.model, folder, steps)
         finally:
             self.reporter.end()
@@ -199,6 +211,11 @@ class _Run:
         """Train one stage to its end, or until a stop is asked for."""
         stage = prepared.stage
         objective = self.objectives.get(stage.name, prepared.objective)
+        with self.world.agreed():
+            if self.world.is_first:
+                self.models.begin(number, self.model)
+            add_adapters(self.model.module, prepared, bits=self.config.quantize)
+            objective = with_cache(objective, self.model.module, prepared, self.config.precision)
         empty = skeleton(self.model.module) if self.world.size > 1 else None
         loop = _loop(
             self.model.module,
@@ -225,12 +242,13 @@ class _Run:
                 self._save(number, loop, steps_before)
             if stop and not last:
                 break
-        self.model = self._whole_model(empty)
+        if empty is not None:
+            setattr(self.model, "retriever" if isinstance(self.model, RetrievalModel) else "vlm", self._whole(empty))
         if loop.step < loop.num_steps:
             return loop
         self.reporter.end()
         self._tell_changes(stage)
-        self._save_model(stage, prepared)
+        self._save_model(number)
         return loop
 
     def _judge(self, number: int, loop: StageLoop, empty: nn.Module | None) -> EvaluationRow | None:
@@ -239,19 +257,17 @@ class _Run:
             return None
 
         def keep() -> None:
-            self._write_model(folder, self._whole_model(empty))
+            self._write_model(folder, number, self._whole(empty))
 
         return judge.after_step(loop, self.log, keep=keep, say=self.reporter.say)
 
-    def _whole_model(self, empty: nn.Module | None) -> Model | RetrievalModel:
-        """The model; where processes hold parts of it, a whole one made of them and of an empty module of its kind."""
+    def _whole(self, empty: nn.Module | None) -> nn.Module:
+        """What trains; where processes hold parts of it, a whole one made of them and of an empty one."""
         if empty is None:
-            return self.model
+            return self.model.module
         whole = skeleton(empty)
         whole.load_state_dict(whole_state(self.model.module), assign=True)
-        model = copy(self.model)
-        setattr(model, "retriever" if isinstance(model, RetrievalModel) else "vlm", whole.eval())
-        return model
+        return whole.eval()
 
     def _announce(self, number: int, prepared: PreparedStage, loop: StageLoop) -> None:
         say, stage = self.reporter.say, prepared.stage
@@ -286,7 +302,7 @@ class _Run:
         self.store.save(
             steps_before + loop.step,
             tensors={
-                "weights": {name: parameters[name] for name in sorted(self.ever_trained)},
+                "weights": {name: parameters[name] for name in sorted(self.ever_trained | loop.trained.keys())},
                 "optimizer": loop.optimizer.state(),
             },
             state={
@@ -318,7 +334,7 @@ class _Run:
             )
         parameters = dict(self.model.module.named_parameters())
         tensors = saved.tensors("weights", self.world.rows)
-        if wrong := sorted(tensors.keys() ^ self.ever_trained):
+        if wrong := sorted(tensors.keys() ^ (self.ever_trained | loop.trained.keys())):
             raise TrainError(f"{saved.folder} is of a run that trains other tensors, such as {wrong[0]!r}")
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -332,29 +348,37 @@ class _Run:
             if (before := saved.state.get(what, 1)) != value:
                 self.reporter.say(f"{what} was {before} and is {value}: results may differ in the last bits")
 
-    def _save_model(self, stage: Stage, prepared: PreparedStage) -> None:
+    def _save_model(self, number: int) -> None:
+        stage, trainable = self.prepared[number].stage, self.prepared[number].trainable
         folder = self.output / stage.name
-        self._write_model(folder, self.model)
-        if self.world.is_first and all(name.startswith("connector.") for name in prepared.trainable.names):
+        self._write_model(folder, number, self.model.module)
+        self.models.end(self.model)
+        alone = stage.lora is None and all(name.startswith("connector.") for name in trainable.names)
+        if self.world.is_first and alone:
             connector = {
                 name: tensor.detach().cpu().contiguous()
                 for name, tensor in self.model.module.named_parameters()
                 if name.startswith("connector.")
             }
             _write_tensors(folder / CONNECTOR_FILE, connector)
-        self.reporter.say(f"stage {stage.name!r} is done; its model is in {folder}")
+        made = "model" if stage.lora is None else "adapter"
+        self.reporter.say(f"stage {stage.name!r} is done; its {made} is in {folder}")
         if (best := self.output / "best" / stage.name).exists():
-            self.reporter.say(f"the model of its best evaluation is in {best}")
+            self.reporter.say(f"the {made} of its best evaluation is in {best}")
 
-    def _write_model(self, folder: Path, model: Model | RetrievalModel) -> None:
+    def _write_model(self, folder: Path, number: int, module: nn.Module) -> None:
         with self.world.agreed():
             if not self.world.is_first:
                 return
-            if isinstance(model, RetrievalModel):
+            if isinstance(module, Retriever):
                 shutil.rmtree(folder, ignore_errors=True)  # a checkpoint holds it all, or leads to it again
-                weights.export_retriever(folder, model.retriever, tokenizer=model.tokenizer)
+                weights.export_retriever(folder, module, tokenizer=self.model.tokenizer)
             else:
-                weights.save_native(folder, model.vlm, model.config, model.tokenizer)
+                assert isinstance(module, VLM)
+                assert isinstance(self.model, Model)
+                model = copy(self.model)
+                model.vlm = module
+                self.models.save(folder, number, model, self.prepared[number].trainable)
 
     def _log(self, name: str, keep_bytes: int) -> RowLog:
         """A log that the first process keeps; the others read in it where it stands."""

@@ -104,8 +104,7 @@ def stage1_losses(
     weights_i2t, weights_t2i = (_negative_weights(sims.detach(), same) for sims in (sim_i2t, sim_t2i))
     steps |= {"neg_weights_i2t": weights_i2t, "neg_weights_t2i": weights_t2i}
     if negatives is None:
-        chosen = [torch.multinomial(w, 1, generator=generator)[:, 0] for w in (weights_t2i, weights_i2t)]
-        negatives = Negatives(*chosen)
+        negatives = _draw_negatives(weights_i2t, weights_t2i, generator)
     matching = _matching_loss(model, features, pairs, negatives, steps)
 
     ids = pairs.ids.clone()
@@ -161,6 +160,26 @@ def _negative_weights(sims: Tensor, same: Tensor) -> Tensor:
             "larger batches, or shuffle the data"
         )
     return sims.masked_fill(same, -10_000.0).softmax(dim=1)
+
+
+def _draw_negatives(weights_i2t: Tensor, weights_t2i: Tensor, generator: torch.Generator | None) -> Negatives:
+    """Draw from weights (B, N). Each pair of the step has its own random numbers, the first process', and meets the
+    others in the step's order: what is drawn does not depend on how many processes share the step."""
+    counts = _counts(weights_t2i)
+    # Process r of n has every n-th pair of the step, from the r-th (`World.share`).
+    places = [rank + len(counts) * number for rank, count in enumerate(counts) for number in range(count)]
+    device, start = weights_t2i.device, sum(counts[: _rank()])
+    numbers = torch.rand(2, len(places), generator=generator, dtype=torch.float64).to(device)
+    if len(counts) > 1:
+        dist.broadcast(numbers, 0)
+    numbers = numbers[:, torch.tensor(places[start : start + counts[_rank()]], device=device)]
+    order = torch.tensor(places, device=device).argsort()
+    chosen = []
+    for number, weights in zip(numbers, (weights_t2i, weights_i2t), strict=True):
+        ends = weights[:, order].double().cumsum(dim=1)
+        # The first end beyond a number: never that of a weight of 0, which adds nothing.
+        chosen.append(order[torch.searchsorted(ends, number[:, None] * ends[:, -1:], right=True)[:, 0]])
+    return Negatives(*chosen)
 
 
 def _matching_loss(
@@ -271,8 +290,13 @@ def stage1(caption_id: int, *, image_ids: Callable[[Batch], Tensor] | None = Non
         valid = valid < torch.tensor(batch.lengths, device=batch.ids.device)[:, None]
         pictures = None if image_ids is None else image_ids(batch).to(batch.ids.device)
         pairs = Pairs(batch.patches, batch.grids, batch.ids, valid, pictures)
-        count = len(batch.ids)
-        return Loss(stage1_losses(model, pairs, caption_id=caption_id).total * count, count)
+        losses = stage1_losses(model, pairs, caption_id=caption_id)
+        # The authors' caption loss is a mean over each process' own tokens. Here it is one over those of all, so that
+        # how texts fall to processes changes nothing.
+        own = valid[:, 1:].sum()
+        all_pairs, all_tokens = gather(torch.tensor([len(valid)], device=own.device)).sum(), gather(own[None]).sum()
+        compared = (losses.contrastive + losses.matching) * len(valid)
+        return Loss(compared + losses.captions * own * all_pairs / all_tokens, len(valid))
 
     objective.compares_samples = True  # type: ignore[attr-defined] # no process may stand in with a sample of another
     return objective
@@ -311,9 +335,7 @@ class CaptionPairs:
         conversation = self.source.sample(index, epoch)
         if not isinstance(conversation, Conversation):
             raise DataError("pairs are made of conversations; this source encodes for itself")
-        return caption_pair(
-            conversation if conversation.id else replace(conversation, id=f"sample {index}"), self.encoder
-        )
+        return caption_pair(replace(conversation, id=conversation.id or f"sample {index}"), self.encoder)
 
 
 def check_pairs(num_samples: int, batch: BatchSize) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 
 from torch import nn
 
+from opsin.nn.lora import WithLoRA
+
 FLOAT32, HALF = 4, 2
 
 
@@ -45,7 +47,8 @@ class Work:
     """FLOPs by part: vision, connector, decoder, head."""
     backward: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     again: float = 0
-    """FLOPs of computing all blocks again, where the run does that to keep less."""
+    """FLOPs of computing blocks again on the way back, where the run does that to keep less: all that a gradient flows
+    through, up to the last tensor that is needed."""
     kept: float = 0
     """Bytes of activations kept for the way back."""
     kept_between: float = 0
@@ -70,11 +73,14 @@ class Tape:
         self.half = half
         self.part = ""
         self._inside = False
+        self._unkept = 0.0
+        """FLOPs of the last product, where nothing behind it was kept: torch does not compute it again."""
 
     # ---- bookkeeping -------------------------------------------------------------------------------------------------
 
     def keep(self, *values: Value) -> None:
         """Something on the way back needs these."""
+        self._unkept = 0
         for value in values:
             if not value.kept:
                 value.kept = True
@@ -89,13 +95,14 @@ class Tape:
         if out.grad:
             self.work.kept_between += 0 if known else self._size(x)
             self.work.largest_block = max(self.work.largest_block, self.work.kept - kept)
-            self.work.again += sum(self.work.forward.values()) - flops
+            self.work.again += sum(self.work.forward.values()) - flops - self._unkept
         return out
 
     def product(self, flops: float, *factors: bool) -> None:
         """A product; factors: which of its two a gradient flows into."""
         self.work.forward[self.part] += flops
         self.work.backward[self.part] += flops * sum(factors)
+        self._unkept = flops
 
     def _size(self, value: Value) -> int:
         return value.rows * value.width * (HALF if value.half and self.half else FLOAT32)
@@ -108,15 +115,19 @@ class Tape:
 
     def linear(self, x: Value, layer: Any) -> Value:
         """A linear layer, or the embedding that stands for one."""
-        return self.matmul(x, layer.weight, getattr(layer, "bias", None))
+        out = self.matmul(x, layer.weight, getattr(layer, "bias", None))
+        if not isinstance(layer, WithLoRA):
+            return out
+        change = self.linear(self.linear(self.dropout(x, layer.lora_dropout), layer.lora_A), layer.lora_B)
+        return Value(out.rows, out.width, out.grad or change.grad, half=True)
 
     def matmul(self, x: Value, weight: Any, bias: Any = None) -> Value:
         """x (rows, in) times weight (out, in) or, square, (in, out)."""
         trains = bool(weight.requires_grad)
-        self.product(2 * x.rows * weight.numel(), x.grad, trains)
         if trains:
             # Autocast makes a copy in half precision of what is not, anew for each product.
             self.keep(x if x.half or not self.half else Value(x.rows, x.width, half=True))
+        self.product(2 * x.rows * weight.numel(), x.grad, trains)
         if x.grad or trains:
             self.work.multiplied += weight.numel()
         return Value(x.rows, weight.shape[0], x.grad or trains or _trains(bias), half=True)
@@ -142,6 +153,7 @@ class Tape:
     def dropout(self, x: Value, share: float) -> Value:
         """Keeps one byte per element: what was dropped."""
         if share and x.grad:
+            self._unkept = 0
             self._add_bytes(x.rows * x.width)
         return Value(x.rows, x.width, x.grad, x.half)
 
@@ -151,6 +163,8 @@ class Tape:
             return x
         if _trains(layer.weight):
             self.keep(x)
+        if x.grad:
+            self._unkept = 0  # the factor is kept
         return Value(x.rows, x.width, x.grad or _trains(layer.weight))
 
     def add(self, x: Value, other: Value) -> Value:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import nn
 
 from opsin.errors import ConfigError, TrainError, nearest
+from opsin.nn.lora import A, B, find_targets
+from opsin.spec.lora import Lora
 from opsin.spec.model import VLMConfig
-from opsin.spec.recipe import PARTS
+from opsin.spec.recipe import PARTS, matches
 
 PICTURE_PARTS = ("vision.", "connector.", "newline")
 """Beginnings of tensors that take part only where there is a picture."""
@@ -22,12 +23,23 @@ class Trainable:
     """Tensors that train, in the module's order."""
     idle: Mapping[str, str]
     """Tensors that were named but that nothing computed depends on, with the reason. They stay as they are."""
+    targets: tuple[str, ...] = ()
+    """Linear layers that train by an adapter, whose tensors are among `names` before they exist."""
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """Tensors of the plain model that differ afterwards, once adapters are merged."""
+        own = set(_adapter_names(self.targets))
+        return (*(name for name in self.names if name not in own), *(f"{target}.weight" for target in self.targets))
 
 
-def choose(module: nn.Module, patterns: Iterable[str], *, idle: Mapping[str, str]) -> Trainable:
+def choose(
+    module: nn.Module, patterns: Iterable[str], *, idle: Mapping[str, str], lora: Lora | None = None
+) -> Trainable:
     """Tensors that `patterns` name. Raises ConfigError for a pattern that names none.
 
-    patterns: parts (`connector`) or globs (`decoder.layers.*.attn.*`). idle: tensors that no gradient can reach.
+    patterns: parts (`connector`) or globs (`decoder.layers.*.attn.*`). idle: tensors that no gradient can reach. lora:
+    what trains by adapters besides.
     """
     names = [name for name, _ in module.named_parameters()]
     chosen: set[str] = set()
@@ -39,15 +51,24 @@ def choose(module: nn.Module, patterns: Iterable[str], *, idle: Mapping[str, str
         if all(name in idle for name in found):
             raise ConfigError(f"trainable {pattern!r} would train nothing: {idle[found[0]]}")
         chosen.update(found)
+    targets = () if lora is None else find_targets(module, lora.targets)
+    if both := [target for target in targets if f"{target}.weight" in chosen]:
+        raise ConfigError(
+            f"{both[0]} is named by trainable and by lora.targets: it trains as a whole, or by an adapter"
+        )
+    chosen.update(f"{target}.weight" for target in targets if f"{target}.weight" in idle)
+    targets = tuple(target for target in targets if f"{target}.weight" not in idle)
+    if lora is not None and not targets:
+        raise ConfigError(f"lora.targets {', '.join(lora.targets)} would train nothing: no output depends on them")
     return Trainable(
-        names=tuple(name for name in names if name in chosen and name not in idle),
+        names=(*(name for name in names if name in chosen and name not in idle), *_adapter_names(targets)),
         idle={name: idle[name] for name in names if name in chosen and name in idle},
+        targets=targets,
     )
 
 
-def matches(name: str, pattern: str) -> bool:
-    """Whether a tensor's name is meant by a part name or a glob."""
-    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
+def _adapter_names(targets: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{target}.{own}.weight" for target in targets for own in (A, B))
 
 
 def idle_tensors(module: nn.Module, config: VLMConfig) -> dict[str, str]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from opsin.lazy import lookup
 
 if TYPE_CHECKING:
+    from opsin.weights.adapted import load_adapter as load_adapter
+    from opsin.weights.adapter_exporter import save_adapter as save_adapter
     from opsin.weights.config import describe as describe
     from opsin.weights.exporter import ExportReport as ExportReport
     from opsin.weights.exporter import export as export
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "resolve": "hub",
     "describe": "config",
+    "load_adapter": "adapted",
+    "save_adapter": "adapter_exporter",
     "build": "init",
     "initialise": "init",
     "load": "loader",

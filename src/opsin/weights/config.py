@@ -13,6 +13,8 @@ from opsin.weights.hub import Located, is_preset, locate
 
 NATIVE = "opsin.json"
 """Marks a folder whose weights carry our names, and holds the config."""
+ADAPTER = "adapter_config.json"
+"""Marks a folder that holds an adapter in PEFT's layout."""
 FORMAT = 1
 """Version of `opsin.json`."""
 
@@ -26,7 +28,24 @@ def describe(name: str, *, revision: str | None = None) -> VLMConfig:
         return mix(read_yaml(Path(name).expanduser(), "a model: it should hold vision, connector, ..."), where=name)
     if is_preset(name):
         return preset(name).config
-    return read_config(locate(name, revision=revision))[0]
+    located = locate(name, revision=revision)
+    while not (located.folder / "config.json").is_file() and (base := adapter_base(located)) is not None:
+        located = locate(base)
+    return read_config(located)[0]
+
+
+def adapter_base(located: Located) -> str | None:
+    """What a folder with an adapter belongs to; None for a folder that holds a model. Raises WeightError."""
+    folder = located.folder
+    is_model = (folder / NATIVE).is_file() or any(folder.glob("model*.safetensors"))
+    if is_model or not (folder / ADAPTER).is_file():
+        return None
+    base = (read_json(folder / ADAPTER) or {}).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise WeightError(
+            f"{located.label} holds an adapter that does not say of which model; give both to opsin merge"
+        )
+    return str((folder / base).resolve()) if base.startswith(".") else base
 
 
 def read_config(located: Located) -> tuple[VLMConfig, HubConfig]:

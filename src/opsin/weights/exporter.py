@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opsin.errors import WeightError, unknown
+from opsin.nn.lora import adapted
 from opsin.nn.vlm import VLM
 from opsin.spec.base import Spec
 from opsin.spec.model import VLMConfig
@@ -70,21 +71,36 @@ def save_native(
     folder = Path(folder)
     if (folder / "config.json").exists():
         raise WeightError(f"{folder} holds a model in a published layout; save into another folder")
-    state = _whole_state(vlm, config)
+    described = {
+        "format": FORMAT,
+        "written_by": f"opsin {version('opsin')}",
+        "config": config.model_dump(mode="json"),
+    }
+    files = {"generation_config.json": generation} if generation else {}
+    write_folder(folder, {SINGLE: _whole_state(vlm, config)}, {**files, NATIVE: described}, tokenizer, last=NATIVE)
+
+
+def write_folder(
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    files: Mapping[str, Mapping[str, Any]],
+    tokenizer: Tokenizer | None,
+    *,
+    last: str,
+) -> None:
+    """Write tensors, JSON and a tokenizer into a folder that may hold other files, which stay.
+
+    tensors, files: by file name. last: the JSON file without which the folder is nothing, and which is moved last.
+    """
     with _staged(folder) as staging:
-        _write_tensors(staging / SINGLE, state)
+        for name, state in tensors.items():
+            _write_tensors(staging / name, state)
         if tokenizer is not None:
             tokenizer.save(staging)
-        if generation:
-            _write_json(staging / "generation_config.json", generation)
-        described = {
-            "format": FORMAT,
-            "written_by": f"opsin {version('opsin')}",
-            "config": config.model_dump(mode="json"),
-        }
-        _write_json(staging / NATIVE, described)
+        for name, content in files.items():
+            _write_json(staging / name, content)
         if folder.is_dir() and any(folder.iterdir()):
-            _move_into(staging, folder)
+            _move_into(staging, folder, last)
         else:
             _move_whole(staging, folder)
 
@@ -201,6 +217,8 @@ def remade(model: Model, config: VLMConfig, state: dict[str, Tensor]) -> Model:
 def _whole_state(vlm: VLM, config: VLMConfig) -> dict[str, Tensor]:
     """Every tensor of a model that is what its config says. Raises WeightError for one that is not."""
     state = {name: tensor.detach() for name, tensor in vlm.state_dict().items()}
+    if adapted(vlm):
+        raise WeightError("this model has adapters: merge them (opsin.nn.lora.merge), or save_adapter saves them alone")
     wanted = {name: tensor.shape for name, tensor in on_meta(config).state_dict().items()}
     wrong = [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]
     if wrong or len(state) != len(wanted):
@@ -333,15 +351,15 @@ def _move_whole(staging: Path, folder: Path) -> None:
     _flush(folder.parent)
 
 
-def _move_into(staging: Path, folder: Path) -> None:
-    """Replace the model of a folder that holds other files too, `opsin.json` last: without it there is no model."""
-    old, new = folder / NATIVE, staging / NATIVE
+def _move_into(staging: Path, folder: Path, last: str) -> None:
+    """Replace the files of a folder that holds others too, `last` at the end: without it there is no model."""
+    old, new = folder / last, staging / last
     for file in staging.iterdir():
         _flush(file)
     try:
         if old.is_file() and old.read_bytes() != new.read_bytes():
             old.unlink()  # so that a crash on the way cannot leave new weights under an old config
-        for file in sorted(staging.iterdir(), key=lambda each: each.name == NATIVE):
+        for file in sorted(staging.iterdir(), key=lambda each: each.name == last):
             file.replace(folder / file.name)
         _flush(folder)
     except OSError as error:

@@ -168,7 +168,7 @@ def _weight_files(folder: Path, label: str, hint: str) -> tuple[list[Path], dict
         _refuse_missing(folder, expected, label)
         return [folder / name for name in expected], None
     if found and all(file.name.startswith("adapter_") for file in found):
-        raise WeightError(f"{label} holds a LoRA adapter, not a model. Merge it into its base model first")
+        raise WeightError(f"{label} holds a LoRA adapter, not a model. `opsin merge` adds it to its base model")
     if found:
         return found, None
     pickles = [file for file in folder.iterdir() if file.suffix in PICKLES and file.name != "training_args.bin"]

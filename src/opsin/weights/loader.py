@@ -23,15 +23,15 @@ from opsin.families import Family, chat, family_of
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.qformer import QFormerConfig
-from opsin.spec.rules import Layout, Reshape, Split
+from opsin.spec.rules import Layout
 from opsin.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from opsin.weights.account import Account, account, choose_layout, raise_problems
-from opsin.weights.config import read_config, read_json
+from opsin.weights.config import adapter_base, read_config, read_json
 from opsin.weights.files import Entry, read_headers
 from opsin.weights.grow import as_stored, put
 from opsin.weights.hub import locate
 from opsin.weights.init import on_meta
-from opsin.weights.rules import Match, identity
+from opsin.weights.rules import identity, piece_of
 
 Part = Literal["vision", "connector", "newline", "decoder"]
 PARTS = {"vision.": "vision tower", "decoder.": "language model"}
@@ -108,7 +108,8 @@ def load(
 ) -> Model:
     """Load a model in eval mode.
 
-    name: a folder, a preset's id or a hub repository. dtype: what to convert to; None or "auto" keeps the checkpoint's.
+    name: a folder, a preset's id or a hub repository; one with an adapter gives its base model with the adapter merged.
+    dtype: what to convert to; None or "auto" keeps the checkpoint's.
     tower, language: folder or repository of the vision tower and of the language model, for checkpoints without one; by
     default the one that their config names.
     tokenizer: folder of the tokenizer, where it is not beside the weights. chat_format: name of the format, where the
@@ -117,6 +118,20 @@ def load(
     will rearrange them.
     """
     located = locate(str(name), revision=revision)
+    if (base := adapter_base(located)) is not None:
+        from opsin.weights.adapted import load_adapted  # which loads the base model with this function
+
+        return load_adapted(
+            located,
+            base,
+            dtype=dtype,
+            device=device,
+            tower=tower,
+            language=language,
+            tokenizer=tokenizer,
+            chat_format=chat_format,
+            unmapped=unmapped,
+        )
     config, hub = read_config(located)
     if chat_format is not None:
         config = config.replace(chat=chat(chat_format))
@@ -224,7 +239,7 @@ def read_tensors(
                     stored = DTYPES.get(entry.dtype)
                     own = on_cpu and stored is not None and (stored in unmapped or dtype not in (None, stored))
                     tensor = _read(stream, entry) if own else mapped.get_tensor(match.source)
-                    state[name] = _ours(tensor, match).to(device=device, dtype=dtype or tensor.dtype)
+                    state[name] = piece_of(tensor, match).to(device=device, dtype=dtype or tensor.dtype)
         except (SafetensorError, OSError) as error:
             raise WeightError(f"{file}: cannot be read ({error})") from None
     for name, value in found.filled.items():
@@ -241,19 +256,6 @@ def _read(stream: BinaryIO, entry: Entry) -> Tensor:
     if (count := stream.readinto(numbers)) != len(numbers):  # type: ignore[attr-defined]
         raise WeightError(f"{entry.file}: ended after {count} of {len(numbers)} bytes of a tensor")
     return tensor
-
-
-def _ours(tensor: Tensor, match: Match) -> Tensor:
-    """The tensor of ours that a checkpoint's tensor is or holds."""
-    match match.rule:
-        case Reshape():
-            return tensor.reshape(match.rule.target_shape)
-        case Split():
-            rule, piece = match.rule, match.piece
-            grouped = tensor.unflatten(0, (rule.groups, sum(rule.rows)))
-            return grouped.narrow(1, sum(rule.rows[:piece]), rule.rows[piece]).flatten(0, 1)
-        case _:
-            return tensor
 
 
 def account_part(

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from opsin.spec.rules import Drop, Fill, Layout, Rename, Reshape, Split, targets_of
 
 NUMBER = re.compile(r"(?<=\.)(?:0|[1-9]\d*)(?=\.|$)")
@@ -71,6 +73,19 @@ class Renamer:
     def num_known(self, names: Iterable[str], part: str = "") -> int:
         """How many of a checkpoint's names this layout keeps, among those that are ours under the prefix `part`."""
         return sum(match.target.startswith(part) for name in names for match in self.from_source(name)[:1])
+
+
+def piece_of(tensor: Tensor, match: Match) -> Tensor:
+    """The tensor of ours that a checkpoint's tensor is or holds."""
+    match match.rule:
+        case Reshape():
+            return tensor.reshape(match.rule.target_shape)
+        case Split():
+            rule, piece = match.rule, match.piece
+            grouped = tensor.unflatten(0, (rule.groups, sum(rule.rows)))
+            return grouped.narrow(1, sum(rule.rows[:piece]), rule.rows[piece]).flatten(0, 1)
+        case _:
+            return tensor
 
 
 def identity(names: Iterable[str]) -> Layout:
