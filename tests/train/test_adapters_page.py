@@ -51,7 +51,7 @@ def reader(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_page_from_its_first_command_to_its_last_line_of_python(reader: Path, capsys) -> None:
     commands = [line.split("#")[0] for line in PAGE.splitlines() if line.startswith("opsin ")]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         assert opsin(shlex.split(command)[1:]) == 0, command
     out = capsys.readouterr().out
@@ -59,6 +59,7 @@ def test_the_page_from_its_first_command_to_its_last_line_of_python(reader: Path
     settings = json.loads((reader / "runs/lora/tune/adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == PUBLISHED
     assert settings["modules_to_save"] == ["model.multi_modal_projector"]
+    assert "connector, adapters of rank 16 in decoder" in (reader / "exported/README.md").read_text()
     assert list((reader / "runs/features").rglob("*.safetensors"))
     pytest.importorskip("peft")
     first, second = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -70,7 +71,11 @@ def test_the_page_from_its_first_command_to_its_last_line_of_python(reader: Path
     ids = torch.tensor([[1, 20, 30, 40]])
     with torch.no_grad():
         wanted = theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    for vlm in (names["model"].vlm, merged.vlm, weights.load("merged-hf").vlm, weights.load("runs/lora/tune").vlm):
+    for vlm in (
+        names["model"].vlm,
+        merged.vlm,
+        *(weights.load(name).vlm for name in ("merged-hf", "exported", "runs/lora/tune")),
+    ):
         with torch.no_grad():
             states = vlm.decoder(vlm.decoder.embed(ids), positions=torch.arange(4)[None, :, None], mask=CAUSAL)
             torch.testing.assert_close(vlm.logits(states), wanted, atol=1e-5, rtol=1e-5)

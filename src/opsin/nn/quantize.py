@@ -80,6 +80,8 @@ class QuantizedLinear(WithLoRA):
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         y = _Restored.apply(x.to(dtype), self)
+        if self.bias is not None:  # outside, as it may train
+            y = y + self.bias.to(dtype)
         return y + self.low_rank(x).to(y.dtype) if "lora_A" in self._modules else y
 
 
@@ -89,8 +91,7 @@ class _Restored(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
-        bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        return F.linear(x, layer.weight_as(x.dtype), bias)
+        return F.linear(x, layer.weight_as(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
