@@ -24,8 +24,8 @@ QUESTION = "What is this?"
 NEW = 12
 
 
-def trained(folder: Path, preset: str, **changes: Any) -> Path:
-    """The output of `opsin train` on a tiny preset, in two stages."""
+def trained(folder: Path, preset: str, **tune: Any) -> Path:
+    """The output of `opsin train` on a tiny preset, in two stages. tune: settings of the second."""
     toys.tokenizer_folder(folder / "tokenizer")
     (folder / "images").mkdir()
     records = []
@@ -47,9 +47,8 @@ def trained(folder: Path, preset: str, **changes: Any) -> Path:
         "device": "cpu",
         "stages": [
             {"name": "align", "trainable": ["connector"], "steps": 2, **stage},
-            {"name": "tune", "trainable": ["connector", "decoder"], "steps": 12, **stage},
+            {"name": "tune", "trainable": ["connector", "decoder"], "steps": 12, **stage, **tune},
         ],
-        **changes,
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
     assert opsin(["train", str(folder / "run.yaml")]) == 0
@@ -150,13 +149,15 @@ def test_exporting_refuses_what_it_cannot_do_and_leaves_nothing(
 
 
 def test_the_card_has_the_numbers_of_the_run(tmp_path: Path) -> None:
-    run = trained(tmp_path, "llava-1.5-tiny")
+    data = [{"path": str(tmp_path / "mine.json"), "image_root": str(tmp_path / "images")}]
+    run = trained(tmp_path, "llava-1.5-tiny", evaluate={"every": 6, "data": data})
     assert opsin(["export", str(run), str(tmp_path / "mine-hf"), "--dtype", "bfloat16"]) == 0
     card = (tmp_path / "mine-hf" / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
     assert head == {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["opsin"]}
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    taught = sum(row["supervised"] for row in rows if row["stage"] == "tune")
+    taught = sum(row["supervised"] for row in rows if row["stage"] == "tune" and "supervised" in row)
+    assert f"Last evaluation of tune, after step 12: loss {rows[-1]['evaluation']['loss']:.4g} (6 samples)." in card
     assert f"| tune | connector, decoder | mine.json | 12 | 3 | adamw 0.003 | {taught:,} |" in card
     assert 'from_pretrained("mine-hf"' in card
     assert "## Licence" in card

@@ -155,6 +155,35 @@ def test_autocast_keeps_softmax_and_loss_in_float32():
     torch.testing.assert_close(loss, exact, rtol=2e-3, atol=0)
 
 
+def test_under_autocast_the_head_is_converted_in_blocks(monkeypatch):
+    """Chunks of tokens times blocks of the vocabulary give what the whole gives, and no second head is made."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 3000, bias=False)
+    hidden, targets = torch.randn(40, 16, requires_grad=True), torch.randint(0, 3000, (40,))
+    found, sizes = [], []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.dtype == torch.bfloat16 and not result._is_view():
+                sizes.append(result.numel())
+            return result
+
+    for blocks in (False, True):
+        if blocks:
+            monkeypatch.setattr(objectives, "CHUNK_ELEMENTS", 15_000)  # 10 tokens at a time, in half precision
+            monkeypatch.setattr(objectives, "BLOCK_ELEMENTS", 7_000)  # 437 rows
+        sizes.clear()
+        with torch.autocast("cpu", torch.bfloat16), Watch():
+            loss = linear_cross_entropy(hidden, head, targets)
+        loss.backward()
+        found.append((loss.detach(), head.weight.grad, hidden.grad))
+        head.weight.grad = hidden.grad = None
+    assert max(sizes) == 30_000, "a chunk of logits; the whole head has 48,000 numbers"
+    for whole, cut in zip(*found, strict=True):
+        torch.testing.assert_close(cut, whole, rtol=2e-2, atol=2e-3)
+
+
 def test_rows_that_are_already_known_give_the_same_loss(tiny, samples):
     batch = pack(samples)
     rows = tiny.vlm.rows(batch.patches, batch.grids)

@@ -94,16 +94,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     if grad_hidden is not None:
                         grad_hidden[place] += grad @ weight[block].to(low)
                     if grad_weight is not None and low == weight.dtype:
-                        grad_weight[block].addmm_(grad.T, part)
+                        torch.addmm(grad_weight, grad.T, part, out=grad_weight)  # without a second (V, D) tensor
                     elif grad_weight is not None:
                         grad_weight[block] += grad.T @ part
-        ctx.grads = grad_hidden, grad_weight
+        ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_hidden, grad_weight = ctx.grads
-        del ctx.grads  # the only other reference: without it autograd keeps this memory as the parameter's gradient
+        grad_hidden, grad_weight = ctx.saved_tensors
         (factor,) = grads
         if factor.device.type != "cpu" or factor != 1:  # on a GPU, asking would cost more than multiplying
             for grad in (grad_hidden, grad_weight):

@@ -43,6 +43,10 @@ def find_model(name: str) -> tuple[str, Trained | None]:
         config = _read_run(folder)
         last = config.stages[-1].name
         done = [stage.name for stage in config.stages if (folder / stage.name / NATIVE).is_file()]
+        if (folder / last / "config.json").is_file():
+            raise WeightError(
+                f"{folder / last} compares pictures with texts (BLIP-2, stage 1) and is in a published layout already"
+            )
         if last not in done:
             raise WeightError(
                 f"{folder} holds a run whose last stage, {last!r}, has not finished. Go on with it, or name the folder "
@@ -52,12 +56,13 @@ def find_model(name: str) -> tuple[str, Trained | None]:
     if (folder / "training" / "run.yaml").is_file():  # the demo
         config = _read_run(folder / "training")
         return name, Trained(config, folder / "training", config.stages)
-    resolved = folder.resolve()
-    if (folder / NATIVE).is_file() and (resolved.parent / "run.yaml").is_file():
-        config = _read_run(resolved.parent)
-        names = [stage.name for stage in config.stages]
-        if resolved.name in names:
-            return name, Trained(config, resolved.parent, config.stages[: names.index(resolved.name) + 1])
+    stage = folder.resolve()
+    run = stage.parents[1] if stage.parent.name == "best" else stage.parent  # the best evaluation's, or the last
+    if (folder / NATIVE).is_file() and (run / "run.yaml").is_file():
+        config = _read_run(run)
+        names = [each.name for each in config.stages]
+        if stage.name in names:
+            return name, Trained(config, run, config.stages[: names.index(stage.name) + 1])
     return name, None
 
 
@@ -124,6 +129,11 @@ def _training(trained: Trained) -> Iterator[str]:
         cells.append(f"{sum(row['seconds'] for row in mine) / 3600:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     yield "\n".join(lines)
+    evaluated = {row["stage"]: row for row in rows if "evaluation" in row}
+    for stage in trained.stages:
+        if row := evaluated.get(stage.name):
+            told = ", ".join(f"{metric} {value:.4g}" for metric, value in row["evaluation"].items())
+            yield f"Last evaluation of {stage.name}, after step {row['step']}: {told} ({row['samples']} samples)."
     yield (
         f"Arithmetic {config.precision}, seed {config.seed}. Losses are means per taught token over the first and the "
         f"last {SMOOTH} steps, on the training data."
