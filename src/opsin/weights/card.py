@@ -15,7 +15,7 @@ import yaml
 
 from opsin.errors import WeightError
 from opsin.spec.recipe import RANDOM, PartSources, RunConfig, Stage
-from opsin.weights.config import NATIVE, read_yaml
+from opsin.weights.config import ADAPTER, NATIVE, read_yaml
 from opsin.weights.hub import REPOSITORY
 from opsin.weights.loader import Model
 
@@ -42,7 +42,7 @@ def find_model(name: str) -> tuple[str, Trained | None]:
     if (folder / "run.yaml").is_file() and not (folder / NATIVE).is_file():
         config = _read_run(folder)
         last = config.stages[-1].name
-        done = [stage.name for stage in config.stages if (folder / stage.name / NATIVE).is_file()]
+        done = [stage.name for stage in config.stages if _is_done(folder / stage.name)]
         if (folder / last / "config.json").is_file():
             raise WeightError(
                 f"{folder / last} compares pictures with texts (BLIP-2, stage 1) and is in a published layout already"
@@ -58,12 +58,17 @@ def find_model(name: str) -> tuple[str, Trained | None]:
         return name, Trained(config, folder / "training", config.stages)
     stage = folder.resolve()
     run = stage.parents[1] if stage.parent.name == "best" else stage.parent  # the best evaluation's, or the last
-    if (folder / NATIVE).is_file() and (run / "run.yaml").is_file():
+    if _is_done(folder) and (run / "run.yaml").is_file():
         config = _read_run(run)
         names = [each.name for each in config.stages]
         if stage.name in names:
             return name, Trained(config, run, config.stages[: names.index(stage.name) + 1])
     return name, None
+
+
+def _is_done(stage: Path) -> bool:
+    """Whether the folder of a stage holds its model, or its adapter."""
+    return (stage / NATIVE).is_file() or (stage / ADAPTER).is_file()
 
 
 def _read_run(folder: Path) -> RunConfig:
@@ -123,7 +128,8 @@ def _training(trained: Trained) -> Iterator[str]:
         data = ", ".join(f"{Path(each.path).name}" for each in stage.data) or "given by a program"
         rates = {"all": stage.optim.lr, **stage.optim.part_lr}
         told = ", ".join(f"{part} {rate:g}" if len(rates) > 1 else f"{rate:g}" for part, rate in rates.items())
-        cells = [stage.name, ", ".join(stage.trainable), data]
+        low = [] if stage.lora is None else [f"LoRA of rank {stage.lora.rank}"]
+        cells = [stage.name, ", ".join([*stage.trainable, *low]), data]
         cells += [f"{len(mine):,}", str(stage.batch.samples), f"{stage.optim.kind} {told}"]
         cells += [f"{sum(row['supervised'] for row in mine):,}", _losses([row["loss"] for row in mine])]
         cells.append(f"{sum(row['seconds'] for row in mine) / 3600:.2f}")
