@@ -6,7 +6,7 @@ import pytest
 
 from opsin.families._chats import CHATS
 from opsin.spec.chat import Placeholder
-from opsin.text.messages import parse
+from opsin.text.parse import parse
 from opsin.text.render import ControlSpan, ImageSpan, render
 from opsin.text.template import chat_template
 

@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -103,27 +102,6 @@ def adapters(rank: int, folder: Path, config: RunConfig) -> None:
     save_file(tensors_of(result.model), folder / f"{rank}.safetensors")
 
 
-@contextmanager
-def told(rank: int, folder: Path) -> Iterator[None]:
-    """Leave the error that ends what is inside in a file."""
-    try:
-        yield
-    except OpsinError as error:
-        (folder / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
-
-
-def not_finite(rank: int, folder: Path, config: RunConfig) -> None:
-    """One sample's loss is infinite in the second stage."""
-
-    def objective(vlm: Any, batch: Any) -> Loss:
-        loss = next_token(vlm, batch)
-        return Loss(loss.total * float("inf"), loss.count) if "picture 12" in batch.names else loss
-
-    with told(rank, folder):
-        whole = {"sources": two_sources(), "objectives": {"second": objective}}
-        run(config, model=tiny_model(folder / str(rank)), **whole)
-
-
 class BadPicture(DrawnSource):
     """One sample cannot be read."""
 
@@ -131,12 +109,6 @@ class BadPicture(DrawnSource):
         if index == 12:
             raise MediaError("picture 12 is damaged")
         return super().sample(index, epoch)
-
-
-def unreadable(rank: int, folder: Path, config: RunConfig) -> None:
-    with told(rank, folder):
-        sources = {**two_sources(), "second": BadPicture(18)}
-        run(config, model=tiny_model(folder / str(rank)), sources=sources)
 
 
 def judged(rank: int, folder: Path, config: RunConfig) -> None:
@@ -148,19 +120,33 @@ def judged(rank: int, folder: Path, config: RunConfig) -> None:
     (folder / f"{rank}.json").write_text(json.dumps([result.status, result.steps, len(rows)]))
 
 
-def full_disk(rank: int, folder: Path, config: RunConfig) -> None:
-    """The disk of the second process is full at the third checkpoint."""
+def failing(rank: int, folder: Path) -> None:
+    """Three runs that end with an error, which each process leaves in a file of the run's name and its own number."""
+
+    def attempt(name: str, **given: Any) -> None:
+        config = adamw_stages(folder / name, checkpoint={"every": 1})
+        try:
+            run(config, model=tiny_model(folder / str(rank)), **{"sources": two_sources(), **given})
+        except OpsinError as error:
+            (folder / f"{name}-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+    def infinite(vlm: Any, batch: Any) -> Loss:
+        loss = next_token(vlm, batch)
+        return Loss(loss.total * float("inf"), loss.count) if "picture 12" in batch.names else loss
+
+    attempt("not finite", objectives={"second": infinite})
+    attempt("unreadable", sources={**two_sources(), "second": BadPicture(18)})
     real, calls = checkpoint.save_file, []
 
     def save(*arguments: Any) -> None:
+        """The disk of the second process is full at the third checkpoint."""
         calls.append(1)
         if rank == 1 and len(calls) == 6:
             raise OSError(28, "No space left on device")
         real(*arguments)
 
     checkpoint.save_file = save
-    with told(rank, folder):
-        run(config, model=tiny_model(folder / str(rank)), sources=two_sources())
+    attempt("full disk")
 
 
 def pairs_compared(rank: int, folder: Path) -> None:
@@ -176,7 +162,7 @@ def pairs_compared(rank: int, folder: Path) -> None:
         objective=stage1(encoder.caption_id),
     )
     assert retriever.temperature is not None
-    left = {"losses": [row["loss"] for row in rows], "temperature": float(retriever.temperature)}
+    left = {"losses": [row["loss"] for row in rows], "temperature": float(retriever.temperature.detach())}
     (folder / f"{rank}.json").write_text(json.dumps(left))
 
 

@@ -56,7 +56,7 @@ class Memory:
     activations_checkpointed: int
     """The same where each block is computed again on the way back."""
     working: int
-    """Copies of weights in the precision and place of the products, and a chunk of logits."""
+    """Copies of weights in the precision and place of the products, a chunk of logits, and gradients made with it."""
 
     @property
     def state(self) -> int:
@@ -251,7 +251,7 @@ def _memory(
         optimizer=sum(OPTIMIZER_BYTES[algorithm] * sizes[name] for name, algorithm in algorithms.items()) // devices,
         activations=round(max(work.kept for work in works)),
         activations_checkpointed=round(max(work.kept_between + work.largest_block for work in works)),
-        working=copies + logits,
+        working=copies + logits + max(work.ahead for work in works),
     )
 
 

@@ -17,7 +17,7 @@ from opsin.nn.seq2seq import Seq2Seq
 from opsin.nn.vision import VisionTower
 from opsin.nn.vlm import VLM
 from opsin.spec.plan import Grid
-from opsin.train.tape import Tape, Value, Work, of_parameter
+from opsin.train.tape import FLOAT32, Tape, Value, Work, of_parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,7 @@ def _next_token(tape: Tape, vlm: VLM, samples: Sequence[SampleShape], *, pack: b
     head = vlm.decoder.head if vlm.decoder.head is not None else vlm.decoder.embed
     taught = Value(sum(sample.num_supervised for sample in samples), x.width, x.grad)
     tape.product(2 * taught.rows * head.weight.numel(), x.grad, head.weight.requires_grad)
-    # `_LinearCrossEntropy` keeps gradients in place of what they are made from.
-    if x.grad:
-        tape.keep(taught)
-    if head.weight.requires_grad:
-        tape.keep(Value(*head.weight.shape))
+    tape.work.ahead = FLOAT32 * (x.grad * taught.rows * taught.width + head.weight.requires_grad * head.weight.numel())
 
 
 # ---- tower and connectors --------------------------------------------------------------------------------------------

@@ -55,6 +55,8 @@ class Work:
     """The same where blocks are computed again: what goes into them, and all that lies outside of blocks."""
     largest_block: float = 0
     """What the block that keeps most keeps inside: there once more while it is computed again."""
+    ahead: int = 0
+    """Bytes of gradients that the loss makes together with its logits, before the way back begins."""
     multiplied: int = 0
     """Elements of matrices whose products a gradient flows through: half precision keeps a copy of them."""
 
