@@ -58,7 +58,7 @@ def walk(folder: Path, capsys: pytest.CaptureFixture[str], *, demo: bool) -> tup
     if not demo:
         training = f"{training} stages.tune.steps=8 checkpoint.every=2"
     opsin(dry)
-    killed(training, folder / "runs/teams/log.jsonl", after=5)
+    killed(training, folder / "runs/teams/log.jsonl", after=12 if demo else 5)  # past the first checkpoint
     opsin(training)
     assert "going on with stage 'tune' after step" in capsys.readouterr().out
     opsin(chat)

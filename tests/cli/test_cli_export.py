@@ -164,6 +164,16 @@ def test_the_card_has_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert str(tmp_path) not in card, "a card shows nobody's disk"
 
 
+def test_a_run_of_adapters_is_exported_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained(tmp_path, "llava-1.5-tiny", trainable=["connector"], lora={"rank": 4, "alpha": 8})
+    assert not (run / "tune" / "opsin.json").exists()
+    assert opsin(["export", str(run), str(tmp_path / "hf")]) == 0
+    assert "verified" in capsys.readouterr().out
+    assert "| tune | connector, LoRA of rank 4 |" in (tmp_path / "hf" / "README.md").read_text()
+    picture = tmp_path / "images" / "1.png"
+    assert our_answer(run / "tune", picture) == our_answer(tmp_path / "hf", picture)
+
+
 def test_a_model_without_an_id_for_pictures_gets_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     preset = families.preset("llava-1.5-tiny").config.replace(image_token_id=None)
     tokenizer = toys.byte_tokenizer(tmp_path / "tokenizer")

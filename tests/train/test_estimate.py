@@ -185,6 +185,9 @@ def test_adapters_and_few_bits_are_reckoned_with():
     assert 0.6 < adapters.flops / whole.flops < 0.8
     layers = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 24 * (4 * 1024**2 + 2 * 1024 * 4096)
     assert adapters.memory.weights - few.memory.weights == round((4 - 4.25 / 8) * layers)
+    # Weights that are made of codes for a product are dropped after it: no copy of them stays.
+    decoder = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert adapters.memory.working - few.memory.working == 2 * decoder - 2 * 4096 * 11008
 
 
 def test_several_devices_share_what_is_kept_between_steps():

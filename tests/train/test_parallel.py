@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from opsin import weights
@@ -49,6 +50,20 @@ def test_the_curve_does_not_depend_on_the_number_of_processes(alone, tmp_path, s
     for name, tensor in saved.items():
         assert all(model[name].equal(tensor) for model in models), name
     assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_half_precision_follows_the_curve_of_one_process(tmp_path):
+    """Products in bfloat16 keep 8 bits, so that sums in another order differ by some 1e-4; weights stay float32."""
+    curves = []
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        more = {"precision": "bfloat16", "activations": "recompute" if size == 2 else "keep"}
+        together.start(size, together.whole_run, folder, together.adamw_stages(folder / "out", **more))
+        curves.append(curve(folder / "out"))
+        saved = load_file(folder / "out" / "second" / "model.safetensors")
+        assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-6), "the same products, before anything was trained"
+    assert curves[0] == pytest.approx(curves[1], rel=5e-4)
 
 
 # 4 -> 2 -> 1 and 1 -> 2: stops in both stages, saved by as many processes as ran.

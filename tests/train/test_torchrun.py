@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from opsin.cli.app import run as opsin
 from opsin.train.checkpoint import CheckpointStore
 from train import together
 from train.test_runs import log_of
@@ -40,6 +41,7 @@ def test_a_signal_to_torchrun_saves_once_and_the_same_command_goes_on(tmp_path, 
     process = together.torchrun(tmp_path, *TRAIN)
     before = "".join(wait_for(process, "step 3/40"))
     assert before.count("step 1/40") == 1, "one process speaks"
+    assert "2 processes on cpu train together, each with its part" in before
     process.send_signal(number)
     said = ended(process)
     stopped = re.findall(r"stopped and saved after step (\d+)", said)
@@ -74,6 +76,16 @@ def test_an_error_is_printed_once(tmp_path):
     (error,) = [line for line in said.splitlines() if line.startswith("error:")]
     assert "data.json record 4 (line 1) '3'" in error
     assert "opsin/train" not in said, "no traceback of ours"
+
+
+def test_a_run_file_that_is_wrong_is_told_once_on_each_machine(tmp_path, monkeypatch, capsys):
+    together.write_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for rank, told in ((0, 1), (1, 0), (8, 1)):  # of the processes of two machines
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank % 8))
+        assert opsin([*TRAIN[2:], "sed=1"]) == 2
+        assert capsys.readouterr().err.count("error: ") == told
 
 
 def contents(output: Path) -> dict[str, bytes]:

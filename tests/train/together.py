@@ -29,6 +29,7 @@ from opsin.spec.recipe import RunConfig
 from opsin.text.messages import Conversation
 from opsin.text.tokenizer import load_tokenizer
 from opsin.train import Loss, StopRequest, checkpoint, next_token, run, train_stage
+from opsin.train.parallel import local
 from opsin.train.stage1 import CaptionPairs, stage1
 from train.toy import DrawnSource, stage, tensors_of, tiny_model, two_sources, two_stages
 
@@ -82,6 +83,7 @@ def whole_run(rank: int, folder: Path, config: RunConfig, stop_after: int | None
 def mixtures(rank: int, folder: Path, names: list[str]) -> None:
     """Steps in which some processes have pictures and others have text alone, or nothing, for many models."""
     losses = {}
+    size = dist.get_world_size() if dist.is_initialized() else 1
     for family in names:
         for what, trainable in MIXTURES.items():
             model = tiny_model(folder / str(rank), family)
@@ -93,6 +95,9 @@ def mixtures(rank: int, folder: Path, names: list[str]) -> None:
                 tokenizer=model.tokenizer,
             )
             losses[f"{family}, {what}"] = [(row["loss"], row["grad_norm"], row["image_tokens"]) for row in rows]
+            held = sum(local(parameter).numel() for parameter in model.vlm.parameters())
+            most = 1.1 * sum(parameter.numel() for parameter in model.vlm.parameters()) / size
+            assert held < most, f"process {rank} holds {held} numbers"
     (folder / f"{rank}.json").write_text(json.dumps(losses))
 
 

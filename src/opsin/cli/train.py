@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from opsin.errors import ConfigError
+from opsin.errors import ConfigError, OpsinError
 
 
 def train(
@@ -54,7 +54,12 @@ def train(
             about = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0][2:]
             console.print(f"{name:<{width}}{about}")
         return
-    config = read_run(recipe, overrides or [])
+    try:
+        config = read_run(recipe, overrides or [])
+    except OpsinError:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine, whose files may differ
+            raise
+        raise typer.Exit(2) from None
     if dry_run:
         from opsin.spec.machine import parse_machine
         from opsin.train.preview import preview, preview_json

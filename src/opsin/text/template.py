@@ -6,9 +6,10 @@ messages whose content is a string or a list of parts `{"type": "text" | "image"
 
 import json
 
-from opsin.spec.chat import Break, ChatFormat, Pieces, Placeholder, Text
+from opsin.spec.chat import Break, ChatFormat, ImageMarkup, Pieces, Placeholder, Text
 
-IMAGES, VIDEOS = ("image", "image_url"), ("video",)
+IMAGES: tuple[str, ...] = ("image", "image_url")
+VIDEOS: tuple[str, ...] = ("video",)
 """What parts of these kinds call themselves."""
 TEXTS = """\
 {%- macro texts(content) -%}
@@ -89,78 +90,75 @@ def _example(chat: ChatFormat, role: str, text: str) -> str:
 
 def _content(chat: ChatFormat, placeholder: Placeholder) -> str:
     """The macro `shown`: pictures and text of a user turn, in the order they are written (`text.render._content`)."""
-    markup = chat.markup
-    kinds: list[tuple[tuple[str, ...], str, str, str]] = [(IMAGES, "images", placeholder.image, markup.label)]
-    if placeholder.video:
-        kinds.append((VIDEOS, "videos", placeholder.video, markup.video_label))
-    media = [each for types, *_ in kinds for each in types]
-    slots = []
-    for types, counter, token, label in kinds:
-        if label:
-            number = f'" ~ seen.{counter} ~ "'
-            written = "{{- " + _quote(label).replace("{}", number) + " -}}"
-            if markup.labelled == "several_beside":
-                written = "{%- if pictures | length > 1 -%}" + written + "{%- endif -%}"
-        else:
-            written = ""
-        around = ("", "") if placeholder.wraps else (_write(markup.before), _write(markup.after))
-        slots.append(
-            _lines(
-                f"{{%- if part['type'] in {list(types)} -%}}",
-                f"{{%- set seen.{counter} = seen.{counter} + 1 -%}}" + written,
-                around[0] + "{{- " + _quote(token) + " -}}" + around[1],
-                "{%- endif -%}",
-            )
-        )
-    follows = {
-        "each": "not loop.last or text",
-        "last": "loop.last and text",
-        "always": "true",
-    }
-    cut = chat.outer_space == "cut"
-    collect = f"{{%- set pictures = content | selectattr('type', 'in', {media}) | list -%}}"
-    if markup.placement == "front":
-        body = _lines(
-            collect,
-            "{%- set text = texts(content) -%}",
-            "{%- if pictures" + (" or true" if cut else "") + " -%}{%- set text = text | trim -%}{%- endif -%}",
-            "{%- for part in pictures -%}",
-            *slots,
-            "{%- if " + follows[markup.separated] + " -%}" + _write(markup.separator) + "{%- endif -%}",
-            "{%- endfor -%}",
-            "{{- text -}}",
-        )
-    else:
-        follows = {
-            "each": "not loop.last",
-            "last": "not loop.last and loop.nextitem['type'] == 'text'",
-            "always": "true",
-        }
-        text = "{%- set said = part['text'] -%}"
-        if cut:
-            text += "{%- if loop.first -%}{%- set said = said.lstrip() -%}{%- endif -%}"
-            text += "{%- if loop.last -%}{%- set said = said.rstrip() -%}{%- endif -%}"
-        body = _lines(
-            collect,
-            "{%- for part in content -%}",
-            "{%- if part['type'] == 'text' -%}",
-            text + "{{- said -}}",
-            f"{{%- elif part['type'] in {media} -%}}",
-            *slots,
-            "{%- if " + follows[markup.separated] + " -%}" + _write(markup.separator) + "{%- endif -%}"
-            if markup.separator
-            else "",
-            "{%- endif -%}",
-            "{%- endfor -%}",
-        )
-    string = "{{- content" + (" | trim" if cut else "") + " -}}"
+    media = [*IMAGES, *(VIDEOS if placeholder.video else ())]
+    trim = " | trim" if chat.outer_space == "cut" else ""
+    order = _in_front if chat.markup.placement == "front" else _inline
     return _lines(
         "{%- macro shown(content) -%}",
-        "{%- if content is string -%}" + string + "{%- else -%}",
-        body,
+        "{%- if content is string -%}{{- content" + trim + " -}}{%- else -%}",
+        f"{{%- set pictures = content | selectattr('type', 'in', {media}) | list -%}}",
+        order(chat, media, _slots(chat.markup, placeholder)),
         "{%- endif -%}",
         "{%- endmacro -%}",
     )
+
+
+def _in_front(chat: ChatFormat, media: list[str], slots: str) -> str:
+    """All pictures, then all text, whose outer white space is cut beside pictures."""
+    markup = chat.markup
+    follows = {"each": "not loop.last or text", "last": "loop.last and text", "always": "true"}
+    cut = "true" if chat.outer_space == "cut" else "pictures"
+    return _lines(
+        "{%- set text = texts(content) -%}",
+        "{%- if " + cut + " -%}{%- set text = text | trim -%}{%- endif -%}",
+        "{%- for part in pictures -%}",
+        slots,
+        "{%- if " + follows[markup.separated] + " -%}" + _write(markup.separator) + "{%- endif -%}",
+        "{%- endfor -%}",
+        "{{- text -}}",
+    )
+
+
+def _inline(chat: ChatFormat, media: list[str], slots: str) -> str:
+    """Pictures and text as they come."""
+    markup = chat.markup
+    next_is_text = "not loop.last and loop.nextitem['type'] == 'text'"
+    follows = {"each": "not loop.last", "last": next_is_text, "always": "true"}
+    said = "{%- set said = part['text'] -%}"
+    if chat.outer_space == "cut":
+        said += "{%- if loop.first -%}{%- set said = said.lstrip() -%}{%- endif -%}"
+        said += "{%- if loop.last -%}{%- set said = said.rstrip() -%}{%- endif -%}"
+    return _lines(
+        "{%- for part in content -%}",
+        "{%- if part['type'] == 'text' -%}",
+        said + "{{- said -}}",
+        f"{{%- elif part['type'] in {media} -%}}",
+        slots,
+        "{%- if " + follows[markup.separated] + " -%}" + _write(markup.separator) + "{%- endif -%}",
+        "{%- endif -%}",
+        "{%- endfor -%}",
+    )
+
+
+def _slots(markup: ImageMarkup, placeholder: Placeholder) -> str:
+    """Label, mark and what surrounds it, of the picture or video `part`."""
+    kinds = [(IMAGES, "images", placeholder.image, markup.label)]
+    if placeholder.video:
+        kinds.append((VIDEOS, "videos", placeholder.video, markup.video_label))
+    around = ("", "") if placeholder.wraps else (_write(markup.before), _write(markup.after))
+    written = []
+    for types, counter, token, label in kinds:
+        number = f'" ~ seen.{counter} ~ "'
+        told = "{{- " + _quote(label).replace("{}", number) + " -}}" if label else ""
+        if label and markup.labelled == "several_beside":
+            told = "{%- if pictures | length > 1 -%}" + told + "{%- endif -%}"
+        written += [
+            f"{{%- if part['type'] in {list(types)} -%}}",
+            f"{{%- set seen.{counter} = seen.{counter} + 1 -%}}" + told,
+            around[0] + "{{- " + _quote(token) + " -}}" + around[1],
+            "{%- endif -%}",
+        ]
+    return _lines(*written)
 
 
 def _write(pieces: Pieces) -> str:

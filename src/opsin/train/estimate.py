@@ -5,7 +5,7 @@ activations; time is FLOPs by peak and utilisation. docs/training_cost.md compar
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, cast
@@ -234,13 +234,19 @@ def _memory(
     """algorithms: of each tensor that trains, by name. bits: of frozen linear layers."""
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     stored: float = FLOAT32 * sum(sizes.values()) / devices
+    few: dict[str, int] = {}
     if bits is not None:  # codes are no parameters: each device has them all
-        few = sum(sizes[f"{name}.weight"] for name in quantizable(module, bits, keep=algorithms))
-        stored += few * (BITS_STORED[bits] / 8 - FLOAT32 / devices)
+        names = [f"{layer}.weight" for layer in quantizable(module, bits, keep=algorithms)]
+        few = {name: sizes[name] for name in names}
+        stored += sum(few.values()) * (BITS_STORED[bits] / 8 - FLOAT32 / devices)
     if devices > 1:
-        copies = _gathered(module, half=half)
+        copies = _gathered(module, half=half, without=few)
     else:
-        copies = HALF * max(work.multiplied for work in works) if half else 0
+        # What is made of codes for a product is dropped after it, and made again on the way back.
+        tower = any(work.backward["vision"] for work in works)
+        dropped = sum(size for name, size in few.items() if tower or not name.startswith("vision."))
+        copies = HALF * (max(work.multiplied for work in works) - dropped) if half else 0
+        copies += (HALF if half else FLOAT32) * max(few.values(), default=0)
     logits = 0
     if isinstance(module, VLM):
         taught = sum(sample.num_supervised for sample in samples)
@@ -255,15 +261,18 @@ def _memory(
     )
 
 
-def _gathered(module: nn.Module, *, half: bool) -> int:
+def _gathered(module: nn.Module, *, half: bool, without: Collection[str]) -> int:
     """Bytes of whole weights on each of several devices: the block that works and the next one, and all that is no
-    block (embedding, head, connector, Q-Former, FlanT5's decoder) with its gradient, which stay for the whole pass."""
-    inside: set[nn.Parameter] = set()
+    block (embedding, head, connector, Q-Former, FlanT5's decoder) with its gradient, which stay for the whole pass.
+
+    without: names of weights that are codes.
+    """
+    inside = {module.get_parameter(name) for name in without}
     largest = 0
     for block in blocks_of(module):
         if not isinstance(block, QFormerLayer):  # as `parallel` splits them
             element = HALF if half and not isinstance(block, EncoderLayer) else FLOAT32
-            largest = max(largest, element * sum(p.numel() for p in block.parameters()))
+            largest = max(largest, element * sum(p.numel() for p in block.parameters() if p not in inside))
             inside |= set(block.parameters())
     rest = [p for p in module.parameters() if p not in inside]
     return 2 * largest + FLOAT32 * sum(p.numel() * (2 if p.requires_grad else 1) for p in rest)

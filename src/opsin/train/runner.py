@@ -126,11 +126,12 @@ def run(
     on_row: called after each step. reporter: where progress is shown. stop: asks to stop after the current step.
     """
     sources, held_out, objectives = sources or {}, held_out or {}, objectives or {}
-    check_names(config, sources, "sources")
-    check_names(config, held_out, "held-out samples")
-    check_names(config, objectives, "objectives")
-    check_installed(config)
     with open_world(choose_device(config.device)) as world:
+        with world.agreed():
+            check_names(config, sources, "sources")
+            check_names(config, held_out, "held-out samples")
+            check_names(config, objectives, "objectives")
+            check_installed(config)
         if reporter is None or not world.is_first:
             reporter = Silence()
         stop = stop or StopRequest()
@@ -278,6 +279,8 @@ class _Run:
             say(f"going on with stage {stage.name!r} after step {loop.step} of {loop.num_steps}")
         for line in describe_trainable(self.model.module, prepared.trainable):
             say(line)
+        if self.world.size > 1:
+            say(f"{self.world.size} processes on {self.world.device.type} train together, each with its part")
         self.reporter.begin(
             stage.name,
             number=number + 1,
