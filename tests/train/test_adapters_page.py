@@ -59,7 +59,7 @@ def test_the_page_from_its_first_command_to_its_last_line_of_python(reader: Path
     settings = json.loads((reader / "runs/lora/tune/adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == PUBLISHED
     assert settings["modules_to_save"] == ["model.multi_modal_projector"]
-    assert "connector, adapters of rank 16 in decoder" in (reader / "exported/README.md").read_text()
+    assert "connector, LoRA of rank 16" in (reader / "exported/README.md").read_text()
     assert list((reader / "runs/features").rglob("*.safetensors"))
     pytest.importorskip("peft")
     first, second = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

@@ -39,10 +39,10 @@ def find_model(name: str) -> tuple[str, Trained | None]:
     Raises WeightError for a run that has not finished.
     """
     folder = Path(name).expanduser()
-    if (folder / "run.yaml").is_file() and not _is_saved(folder):
+    if (folder / "run.yaml").is_file() and not (folder / NATIVE).is_file():
         config = _read_run(folder)
         last = config.stages[-1].name
-        done = [stage.name for stage in config.stages if _is_saved(folder / stage.name)]
+        done = [stage.name for stage in config.stages if _is_done(folder / stage.name)]
         if (folder / last / "config.json").is_file():
             raise WeightError(
                 f"{folder / last} compares pictures with texts (BLIP-2, stage 1) and is in a published layout already"
@@ -58,7 +58,7 @@ def find_model(name: str) -> tuple[str, Trained | None]:
         return name, Trained(config, folder / "training", config.stages)
     stage = folder.resolve()
     run = stage.parents[1] if stage.parent.name == "best" else stage.parent  # the best evaluation's, or the last
-    if _is_saved(folder) and (run / "run.yaml").is_file():
+    if _is_done(folder) and (run / "run.yaml").is_file():
         config = _read_run(run)
         names = [each.name for each in config.stages]
         if stage.name in names:
@@ -66,9 +66,9 @@ def find_model(name: str) -> tuple[str, Trained | None]:
     return name, None
 
 
-def _is_saved(folder: Path) -> bool:
-    """Whether a folder holds a model of ours, or an adapter, which leads to one."""
-    return (folder / NATIVE).is_file() or (folder / ADAPTER).is_file()
+def _is_done(stage: Path) -> bool:
+    """Whether the folder of a stage holds its model, or its adapter."""
+    return (stage / NATIVE).is_file() or (stage / ADAPTER).is_file()
 
 
 def _read_run(folder: Path) -> RunConfig:
@@ -128,8 +128,8 @@ def _training(trained: Trained) -> Iterator[str]:
         data = ", ".join(f"{Path(each.path).name}" for each in stage.data) or "given by a program"
         rates = {"all": stage.optim.lr, **stage.optim.part_lr}
         told = ", ".join(f"{part} {rate:g}" if len(rates) > 1 else f"{rate:g}" for part, rate in rates.items())
-        adapters = [f"adapters of rank {stage.lora.rank} in {', '.join(stage.lora.targets)}"] if stage.lora else []
-        cells = [stage.name, ", ".join([*stage.trainable, *adapters]), data]
+        low = [] if stage.lora is None else [f"LoRA of rank {stage.lora.rank}"]
+        cells = [stage.name, ", ".join([*stage.trainable, *low]), data]
         cells += [f"{len(mine):,}", str(stage.batch.samples), f"{stage.optim.kind} {told}"]
         cells += [f"{sum(row['supervised'] for row in mine):,}", _losses([row["loss"] for row in mine])]
         cells.append(f"{sum(row['seconds'] for row in mine) / 3600:.2f}")
