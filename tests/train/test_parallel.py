@@ -144,6 +144,23 @@ def test_a_checkpoint_that_one_cannot_write_is_none(failed):
     assert "the last complete one is step-00000002" in said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [None, "int8"])
+def test_adapters_follow_the_curve_of_one_process(tmp_path, bits):
+    """On whole layers, which are split, and on quantised ones, of which every process has all."""
+    logs = []
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        data = together.adamw_stages(folder / "out").model_dump(mode="json")
+        stages = data["stages"]
+        stages[1] |= {"trainable": ["connector"], "lora": {"rank": 4, "alpha": 8}}
+        data |= {"stages": stages if bits is None else stages[1:], "quantize": bits}
+        together.start(size, together.whole_run, folder, RunConfig.parse(data, where="test"))
+        logs.append(curve(folder / "out"))
+        assert (folder / "out" / "second" / "adapter_model.safetensors").exists()
+    assert logs[0] == pytest.approx(logs[1], rel=CURVE)
+
+
 def test_stage_1_compares_the_pairs_of_all_processes(tmp_path):
     """Steps of 6 and of 3, which two processes share 3 and 3, 2 and 1. Negatives belong to pairs, not to processes."""
     together.start(1, together.pairs_compared, tmp_path / "alone")

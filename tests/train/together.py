@@ -67,7 +67,8 @@ def adamw_stages(output: Path, **changes: Any) -> RunConfig:
 
 def whole_run(rank: int, folder: Path, config: RunConfig, stop_after: int | None = None) -> None:
     """A run of two stages; every process leaves the model that it ends with and the samples that it read."""
-    stop, sources, rows = StopRequest(), two_sources(), []
+    stop, rows = StopRequest(), []
+    sources = {stage.name: two_sources()[stage.name] for stage in config.stages}
 
     def on_row(row: Any) -> None:
         rows.append(row)
@@ -76,7 +77,7 @@ def whole_run(rank: int, folder: Path, config: RunConfig, stop_after: int | None
 
     result = run(config, model=tiny_model(folder / str(rank)), sources=sources, on_row=on_row, stop=stop)
     save_file(tensors_of(result.model), folder / f"{rank}.safetensors")
-    asked = [place for name in ("first", "second") for place in sources[name].asked]  # type: ignore[attr-defined]
+    asked = [place for source in sources.values() for place in source.asked]  # type: ignore[attr-defined]
     (folder / f"{rank}.json").write_text(json.dumps({"status": result.status, "steps": result.steps, "asked": asked}))
 
 
