@@ -63,7 +63,8 @@ def load_verb(name: str) -> Any:
     for each in functions:
         app.command(name=each.__name__, help=_flowing(each.__doc__), no_args_is_help=name in NEED_MORE)(each)
     if functions is found:
-        app.callback(help=VERBS[name])(lambda: None)  # makes it a group
+        examples = "\n\n".join(f"    opsin {name} {each.__name__} --help" for each in functions)
+        app.callback(help=f"{VERBS[name]}\n\n{examples}")(lambda: None)  # makes it a group
     return typer.main.get_command(app)
 
 
