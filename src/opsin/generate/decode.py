@@ -231,7 +231,8 @@ def prefill(vlm: VLM, encoded: Sequence[Encoded], cache: KVCache | None, *, room
             device=weight.device,
         )
     batch = pad([rest(prompt, length) for prompt, length in zip(encoded, cache.lengths, strict=True)]).to(weight.device)
-    return vlm.logits(vlm.hidden(batch, cache, last_only=True)[:, 0]), cache
+    last = [row * batch.ids.shape[1] + length - 1 for row, length in enumerate(batch.lengths)]
+    return vlm.logits(vlm.hidden(batch, cache, wanted=torch.tensor(last, device=weight.device))), cache
 
 
 def rest(encoded: Encoded, start: int) -> Encoded:

@@ -1,6 +1,5 @@
 """The one attention call of the project, and the layer around it."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from opsin.nn.cache import KVCache
 from opsin.nn.mask import Mask
-from opsin.nn.rope import Rotation, pick, rotate
+from opsin.nn.rope import Rotation, rotate
 
 
 def attend(
@@ -94,26 +93,29 @@ class Attention(nn.Module):
         rotation: Rotation | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
-        places: Sequence[int] | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """x: (B, T, D) -> (B, T, D). With a cache, new keys and values are stored under `layer` first.
 
-        places: the one token of each row that asks, when the others are only looked at; the result is (B, 1, D), and
-        `mask` is that of these queries.
+        wanted: (M,) places in (B * T) whose results are needed, when the other tokens are only looked at; then (M, D).
         Keys are stored rotated, so that a cached step rotates only its new tokens. Queries are not stored: a past query
         has done its work and nothing later reads it.
         """
-        asking = x if places is None else pick(x, places)
-        q, k, v = self.q(asking), self.k(x), self.v(x)
+        q, k, v = self.q(x), self.k(x), self.v(x)
         if self.norm_q is not None and self.norm_k is not None:
             q, k = self.norm_q(q), self.norm_k(k)
-        q, k, v = (each.view(*each.shape[:2], -1, self.head_dim) for each in (q, k, v))
+        split = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = q.view(split), k.view(split), v.view(split)
         if rotation is not None:
-            of_queries = rotation if places is None else rotation.at(places)
-            q, k = rotate(q, of_queries), rotate(k, rotation)
-            if of_queries.query_scale is not None:
-                q = q * of_queries.query_scale
+            q, k = rotate(q, rotation), rotate(k, rotation)
+            if rotation.query_scale is not None:
+                q = q * rotation.query_scale
         if cache is not None:
             k, v = cache.append(layer, k, v)
         # A cache may store another dtype than the model's; attention then works in the cache's.
-        return self.out(attend(q.to(k.dtype), k, v, mask=mask).flatten(2).to(x.dtype))
+        return self.out(pick(attend(q.to(k.dtype), k, v, mask=mask).flatten(2), wanted).to(x.dtype))
+
+
+def pick(x: Tensor, wanted: Tensor | None) -> Tensor:
+    """x: (B, T, D) -> (M, D), the tokens at the places (M,) in (B * T); all of x where None."""
+    return x if wanted is None else x.flatten(0, 1).index_select(0, wanted)

@@ -1,16 +1,14 @@
 """The causal language model, Llama-shaped (arXiv:2302.13971) with the published variations as data."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin.nn.attention import Attention
+from opsin.nn.attention import Attention, pick
 from opsin.nn.blocks import GatedMLP, ReluMLP, make_norm
 from opsin.nn.cache import KVCache
 from opsin.nn.mask import Mask
-from opsin.nn.rope import Rotation, pick, rotation
+from opsin.nn.rope import Rotation, rotation
 from opsin.spec.decoder import DecoderConfig
 
 OPT_POSITION_OFFSET = 2
@@ -43,11 +41,11 @@ class DecoderLayer(nn.Module):
         rotation: Rotation | None,
         cache: KVCache | None,
         layer: int,
-        places: Sequence[int] | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """x: (B, T, D) -> same shape; with `places`, (B, 1, D): the state of that one token of each row."""
-        attended = self.attn(self.norm1(x), mask=mask, rotation=rotation, cache=cache, layer=layer, places=places)
-        x = attended + (x if places is None else pick(x, places))
+        """x: (B, T, D) -> same shape; (M, D) where only some places are `wanted`, see `Attention.forward`."""
+        attended = self.attn(self.norm1(x), mask=mask, rotation=rotation, cache=cache, layer=layer, wanted=wanted)
+        x = pick(x, wanted) + attended
         return x + self.mlp(self.norm2(x))
 
 
@@ -74,12 +72,12 @@ class Decoder(nn.Module):
         mask: Mask,
         cache: KVCache | None = None,
         lengths: Tensor | None = None,
-        places: Sequence[int] | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """x: (B, T, D) embeddings; positions: (B, T, A). Returns normed hidden states (B, T, D).
 
-        places: the one token of each row whose state is wanted, (B, 1, D). The last layer then computes keys and values
-        of all tokens but everything else of these alone.
+        wanted: (M,) places in (B * T) whose states are needed: the result is then (M, D). The last layer computes
+        keys and values of all tokens, since these look at them, but its MLP for these alone.
         lengths: see `rope.rotation`; only a rotation that depends on the sequence's length reads it.
         """
         angles = None
@@ -89,12 +87,11 @@ class Decoder(nn.Module):
             )
         elif self.positions is not None:
             x = x + self.positions(positions[..., 0] + OPT_POSITION_OFFSET)
-        *others, last = enumerate(self.layers)
-        for index, layer in others:
-            x = layer(x, mask=mask, rotation=angles, cache=cache, layer=index)
-        if places is not None:
-            mask = mask.at(places, x.shape[1], x.device)
-        return self.norm(last[1](x, mask=mask, rotation=angles, cache=cache, layer=last[0], places=places))
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            only = wanted if index == last else None
+            x = layer(x, mask=mask, rotation=angles, cache=cache, layer=index, wanted=only)
+        return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (..., D) -> (..., V)."""

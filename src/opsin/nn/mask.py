@@ -6,7 +6,6 @@ rules never need a matrix: a whole row in order is SDPA's own causal form, and p
 stretches of it, so the dense form is left to what remains.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,16 +27,6 @@ class Mask:
     """For `stretches`: what a token sees of its own stretch."""
     allowed: Tensor | None = None
     """For `dense`: (B, 1, T, S) bool, true where query t may see key s."""
-
-    def at(self, places: Sequence[int], num_tokens: int, device: torch.device) -> "Mask":
-        """The mask of one query per row, `places[row]` of its `num_tokens`."""
-        assert self.form in ("causal", "dense"), f"a mask of the form {self.form} is not cut to single queries"
-        if self.allowed is not None:
-            return Mask("dense", allowed=self.allowed[range(len(places)), :, list(places), None])
-        if min(places) == num_tokens - 1:
-            return FULL
-        seen = torch.arange(num_tokens, device=device) <= torch.tensor(places, device=device)[:, None]
-        return Mask("dense", allowed=seen[:, None, None])
 
 
 FULL = Mask("full")

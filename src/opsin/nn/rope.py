@@ -1,7 +1,6 @@
 """Rotary positions (RoFormer, arXiv:2104.09864): a query and a key meet by the difference of their positions."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,16 +19,6 @@ class Rotation(NamedTuple):
     sin: Tensor
     query_scale: Tensor | None = None
     """(B, T, 1, 1) factor on queries alone (log-n attention)."""
-
-    def at(self, places: Sequence[int]) -> "Rotation":
-        """What happens to one token of each row, `places[row]`."""
-        scale = None if self.query_scale is None else pick(self.query_scale, places)
-        return Rotation(pick(self.cos, places), pick(self.sin, places), scale)
-
-
-def pick(x: Tensor, places: Sequence[int]) -> Tensor:
-    """x: (B, T, ...) -> (B, 1, ...): of each row the token at `places[row]`."""
-    return x[range(len(places)), list(places)][:, None]
 
 
 def rotation(

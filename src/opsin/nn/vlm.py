@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from opsin.nn.attention import pick
 from opsin.nn.batch import Batch
 from opsin.nn.cache import KVCache
 from opsin.nn.connectors import make_connector
 from opsin.nn.decoder import Decoder
 from opsin.nn.layout import row_table
-from opsin.nn.rope import pick
 from opsin.nn.seq2seq import Seq2Seq
 from opsin.nn.vision import VisionTower
 from opsin.spec.model import VLMConfig
@@ -52,22 +52,25 @@ class VLM(nn.Module):
         return x
 
     def hidden(
-        self, batch: Batch, cache: KVCache | None = None, *, rows: Tensor | None = None, last_only: bool = False
+        self,
+        batch: Batch,
+        cache: KVCache | None = None,
+        *,
+        rows: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the final norm.
 
         With a cache the batch's rows continue the cached ones, and their keys and values are added to it.
-        last_only: (B, 1, D), the state after each row's last token, which is all that an answer begins from; with a
-        cache the last layer then computes no other.
+        wanted: (M,) places in (B * T) whose states are needed, such as those before taught tokens: the result is then
+        (M, D), and the last layer does no more than these take.
         """
         x = self.embed(batch, rows)
-        places = [length - 1 for length in batch.lengths] if last_only and x.shape[1] > 1 else None
         if isinstance(self.decoder, Seq2Seq):
-            hidden = self.decoder(x, batch=batch, cache=cache)
-            return hidden if places is None else pick(hidden, places)
+            return pick(self.decoder(x, batch=batch, cache=cache), wanted)
         if cache is None:
-            hidden = self.decoder(x, positions=batch.positions, mask=batch.mask, lengths=self._lengths(batch, None))
-            return hidden if places is None else pick(hidden, places)
+            lengths = self._lengths(batch, None)
+            return self.decoder(x, positions=batch.positions, mask=batch.mask, lengths=lengths, wanted=wanted)
         needed = max(cache.lengths) + x.shape[1]
         if needed > cache.capacity:
             cache.reserve(max(needed, 2 * cache.capacity))  # doubling, so that a caller who guessed low pays once
@@ -77,7 +80,7 @@ class VLM(nn.Module):
             mask=cache.mask(x.shape[1]),
             cache=cache,
             lengths=self._lengths(batch, cache),
-            places=places,
+            wanted=wanted,
         )
         cache.advance(batch.lengths)
         return hidden

@@ -5,7 +5,7 @@ device. `tests/train/test_flops.py` compares them with what torch counts when th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -73,7 +73,7 @@ def _next_token(tape: Tape, vlm: VLM, samples: Sequence[SampleShape], *, pack: b
     if isinstance(vlm.decoder, Seq2Seq):
         x = _seq2seq(tape, vlm.decoder, x, samples)
     else:
-        x = _decoder(tape, vlm.decoder, x, lengths, pack)
+        x = _decoder(tape, vlm.decoder, x, lengths, pack, wanted=sum(sample.num_supervised for sample in samples))
     tape.part = "head"
     head = vlm.decoder.head if vlm.decoder.head is not None else vlm.decoder.embed
     taught = Value(sum(sample.num_supervised for sample in samples), x.width, x.grad)
@@ -108,10 +108,15 @@ def _tower_layer(tape: Tape, layer: Any, x: Value, *, pairs: int, apart: bool, k
     return tape.add(x, tape.scale(tape.mlp(tape.norm(x, layer.norm2), layer.mlp, keeps=keeps), layer.scale2))
 
 
-def _attention(tape: Tape, attn: Any, x: Value, *, pairs: int, apart: bool) -> Value:
+def _attention(tape: Tape, attn: Any, x: Value, *, pairs: int, apart: bool, wanted: int | None = None) -> Value:
     q, k, v = tape.linear(x, attn.q), tape.linear(x, attn.k), tape.linear(x, attn.v)
     q, k = tape.norm(q, attn.norm_q), tape.norm(k, attn.norm_k)
-    return tape.linear(tape.attention(q, k, v, pairs=pairs, apart=apart), attn.out)
+    return tape.linear(_picked(tape.attention(q, k, v, pairs=pairs, apart=apart), wanted), attn.out)
+
+
+def _picked(x: Value, wanted: int | None) -> Value:
+    """`nn.attention.pick`."""
+    return x if wanted is None else replace(x, rows=wanted)
 
 
 def _connector(tape: Tape, connector: Any, features: Value, grids: Sequence[Grid]) -> Value:
@@ -256,18 +261,19 @@ def _stage1(tape: Tape, model: Retriever, samples: Sequence[SampleShape]) -> Non
 # ---- language models -------------------------------------------------------------------------------------------------
 
 
-def _decoder(tape: Tape, decoder: Any, x: Value, lengths: Sequence[int], pack: bool) -> Value:
+def _decoder(tape: Tape, decoder: Any, x: Value, lengths: Sequence[int], pack: bool, *, wanted: int) -> Value:
     """`nn.decoder.Decoder`."""
     run = partial(_decoder_layer, tape, pairs=_squares(lengths), apart=pack and len(lengths) > 1)
     if decoder.positions is not None:
         x = tape.add(x, of_parameter(decoder.positions.weight))
-    for layer in decoder.layers:
+    for layer in decoder.layers[:-1]:
         x = tape.block(x, partial(run, layer))
-    return tape.norm(x, decoder.norm)
+    return tape.norm(tape.block(x, partial(run, decoder.layers[-1], wanted=wanted)), decoder.norm)
 
 
-def _decoder_layer(tape: Tape, layer: Any, x: Value, *, pairs: int, apart: bool) -> Value:
-    x = tape.add(x, _attention(tape, layer.attn, tape.norm(x, layer.norm1), pairs=pairs, apart=apart))
+def _decoder_layer(tape: Tape, layer: Any, x: Value, *, pairs: int, apart: bool, wanted: int | None = None) -> Value:
+    y = _attention(tape, layer.attn, tape.norm(x, layer.norm1), pairs=pairs, apart=apart, wanted=wanted)
+    x = tape.add(_picked(x, wanted), y)
     y = tape.norm(x, layer.norm2)
     return tape.add(x, tape.gated(y, layer.mlp) if hasattr(layer.mlp, "gate") else tape.mlp(y, layer.mlp, keeps=0))
 

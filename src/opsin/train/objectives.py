@@ -39,7 +39,7 @@ def next_token(vlm: VLM, batch: Batch) -> Loss:
 def next_token_from(vlm: VLM, batch: Batch, *, rows: Tensor | None) -> Loss:
     """`next_token` with connector rows that the caller has already: a frozen tower's need computing only once."""
     places, targets = batch.targets()
-    hidden = vlm.hidden(batch, rows=rows).flatten(0, 1).index_select(0, places)
+    hidden = vlm.hidden(batch, rows=rows, wanted=places)
     head = vlm.decoder.head if vlm.decoder.head is not None else vlm.decoder.embed
     return Loss(linear_cross_entropy(hidden, head, targets), len(targets))
 
