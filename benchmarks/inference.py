@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report import table, update_docs
+from report import peak_bytes, table, update_docs
 
 LIBRARIES = ("opsin", "transformers")
 TEXT_TOKENS = 32
@@ -227,12 +227,6 @@ def worker(library: str, folder: str, dtype: str, new_tokens: int, threads: int)
             reply["ids"], reply["prefill"], reply["step"] = subject.answer(request["batch"])
         reply["peak_bytes"] = peak_bytes()
         print(json.dumps(reply), flush=True)
-
-
-def peak_bytes() -> int:
-    """Most memory that this process has held. Not `ru_maxrss`: that starts at the peak of the process it came from."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
 
 
 # ---- the parent ------------------------------------------------------------------------------------------------------

@@ -42,3 +42,9 @@ def processor_name() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held. Not `ru_maxrss`: that starts at the peak of the process it came from."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])

@@ -18,7 +18,6 @@ vocabulary (151,936 ids, 1,536 wide): logits, cross-entropy and gradients, above
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from report import table, update_docs
+from report import peak_bytes, table, update_docs
 
 from opsin import weights
 from opsin.collate import pad
@@ -220,29 +219,24 @@ def memory_row(what: str, precision: str, phase: str, values: list[float]) -> li
     return [what, precision, phase, *shown, f"{values[1] / values[0]:.2f}", "-"]
 
 
-def held() -> int:
-    """Most bytes that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def worker(kind: str, *arguments: str) -> float:
     """What a process of its own measures."""
     if kind != "loss":
         folder, lengths, stage, precision = arguments
         list((ours if kind == "ours" else theirs)(Path(folder), lengths, stage, precision, 2))
-        return held()
+        return peak_bytes()
     library, tokens, precision, head = arguments
     size, dim = HEAD
     layer = torch.nn.Linear(dim, size, bias=False).requires_grad_(head == "trained")
     hidden, targets = torch.randn(int(tokens), dim, requires_grad=True), torch.randint(0, size, (int(tokens),))
-    before = held()
+    before = peak_bytes()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         if library == "ours":
             loss = linear_cross_entropy(hidden, layer, targets)
         else:  # as transformers' losses do: in float32, whatever the logits are
             loss = F.cross_entropy(layer(hidden).float(), targets, reduction="sum")
     loss.backward()
-    return held() - before
+    return peak_bytes() - before
 
 
 def main() -> None:
