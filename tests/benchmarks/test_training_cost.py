@@ -21,7 +21,7 @@ def test_the_table_is_what_the_script_prints_and_near_what_was_published() -> No
     bounds = {row[0] for row in rows if row[2].startswith("<")}
     known = {name: ratio for name, ratio in ratios.items() if re.match(r"LLaVA(-1\.5)? ", name)}
     assert len(known) == 9
-    assert sorted(known.values())[0] >= 0.64
+    assert sorted(known.values())[0] >= 0.63
     assert sorted(known.values())[-2] <= 1.0
     assert max(known.values()) < 1.24
     assert len(bounds) == 3
