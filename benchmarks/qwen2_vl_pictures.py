@@ -3,7 +3,7 @@
     python benchmarks/qwen2_vl_pictures.py            # about a minute
     python benchmarks/qwen2_vl_pictures.py --json
 
-For each size the ways take turns, round by round, in one process and one thread, from the same decoded picture to the
+For each size the ways take turns, round by round, in one process, from the same decoded picture to the
 patches that the model reads. A ratio is taken inside each round (transformers' time over opsin's: above 1 opsin is
 faster); the median over rounds is printed. Before anything is timed, `exact` must give transformers' Pillow processor's
 numbers bit by bit, and the largest difference of `fast` to them is measured and printed beside its ratio.
