@@ -52,7 +52,7 @@ PUBLISHED = {
         "steps": 250_000,
         "tokens": 32,
         "samples": 129_000_000,
-        "objective": "blip2_stage1",
+        "objective": "itc_itm_itg",
         **LAVIS,
     },
     "blip2/stage2-opt": {
@@ -94,7 +94,7 @@ PUBLISHED = {
         "batch": 224,
         "samples": 566_747,
         "layer_decay": {"vision": 0.95},
-        "objective": "blip2_stage1",
+        "objective": "itc_itm_itg",
         **LAVIS_TUNED,
     },
     "qwen-vl/pretrain": {
@@ -191,7 +191,7 @@ PUBLISHED = {
 def table_row(name: str) -> str:
     """The line of docs/training.md's table of published stages."""
     (stage,) = read_run(name).stages
-    compares = stage.objective == "blip2_stage1"
+    compares = stage.objective == "itc_itm_itg"
     trains = "all but the tower" if compares and "vision" not in stage.trainable else ", ".join(stage.trainable)
     trains = "all" if compares and "vision" in stage.trainable else trains
     trains = "decoder, connector without its last layer" if "connector.queries" in stage.trainable else trains

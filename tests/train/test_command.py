@@ -1,7 +1,6 @@
 """`opsin train` as a user types it."""
 
 import io
-import json
 import signal
 from pathlib import Path
 
@@ -9,25 +8,18 @@ import pytest
 import yaml
 from rich.console import Console
 
-import toys
 from opsin import weights
 from opsin.cli.app import run as opsin
 from opsin.spec.recipe import RunConfig
 from opsin.train.log import Screen, duration
+from train.toy import write_conversations
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A folder with pictures, conversations, a tokenizer and a run file of two stages."""
     monkeypatch.chdir(tmp_path)
-    toys.tokenizer_folder(tmp_path / "tokenizer")
-    (tmp_path / "images").mkdir()
-    records = []
-    for number in range(6):
-        toys.picture((40, 30), seed=number).save(tmp_path / "images" / f"{number}.png")
-        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "abc" * (number + 1)}]
-        records.append({"id": number, "image": f"{number}.png", "conversations": turns})
-    (tmp_path / "data.json").write_text(json.dumps(records))
+    write_conversations(tmp_path, 6)
     stage = {
         "trainable": ["connector"],
         "data": [{"path": "data.json", "image_root": "images"}],

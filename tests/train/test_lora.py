@@ -234,4 +234,4 @@ def test_the_best_evaluation_of_an_adapter_stage_is_an_adapter_of_the_same_base(
 
 def test_a_model_that_compares_trains_no_adapters(tmp_path):
     with pytest.raises(ConfigError, match="lora and cache_features are for models that answer"):
-        stage(objective="blip2_stage1", batch={"samples": 4, "form": "pad"}, lora=LORA)
+        stage(objective="itc_itm_itg", batch={"samples": 4, "form": "pad"}, lora=LORA)

@@ -216,6 +216,15 @@ def test_going_on_with_other_settings_is_refused_and_names_them(tmp_path):
         run(config, model=tiny_model(tmp_path), sources=two_sources())
 
 
+def test_a_run_begun_before_a_setting_existed_goes_on(straight, tmp_path):
+    output = unfinished(tmp_path)
+    written = yaml.safe_load((output / "run.yaml").read_text())
+    del written["quantize"], written["stages"][0]["bad_samples"], written["stages"][1]["evaluate"]
+    (output / "run.yaml").write_text(yaml.safe_dump(written))
+    result = run(two_stages(output), model=tiny_model(tmp_path), sources=two_sources())
+    assert differing(tensors_of(result.model), tensors_of(straight[1].model)) == []
+
+
 def test_settings_of_the_machine_may_change(straight, tmp_path):
     output = unfinished(tmp_path)
     config = two_stages(output, workers=0, log_every=1, checkpoint={"every": 2, "keep": 1})

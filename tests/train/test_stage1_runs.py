@@ -38,7 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pairs.json").write_text(json.dumps(records))
     stage = {
         "name": "stage1",
-        "objective": "blip2_stage1",
+        "objective": "itc_itm_itg",
         "trainable": [*TRAINED, "captions", "temperature"],
         "data": [{"path": "pairs.json"}],
         "batch": {"samples": 8, "form": "pad"},
@@ -122,7 +122,7 @@ def test_a_dry_run_shows_it_without_data_by_the_published_counts(project, capsys
     ("overrides", "error"),
     [
         (["stages.0.batch.form=pack"], "pairs are compared row by row; set batch.form: pad"),
-        (["stages.0.chat=plain"], "blip2_stage1 reads captions as they are"),
+        (["stages.0.chat=plain"], "itc_itm_itg reads captions as they are"),
         (["init={decoder: x}"], "init.decoder: this run's model has no such part"),
         (["stages.0.batch.samples=15"], "leave a pair alone"),
         (["stages.0.resolution={kind: center_crop, tile_size: 42}"], "reads squashed pictures only"),

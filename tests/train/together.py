@@ -31,7 +31,7 @@ from opsin.text.tokenizer import load_tokenizer
 from opsin.train import Loss, StopRequest, checkpoint, next_token, run, train_stage
 from opsin.train.parallel import local
 from opsin.train.stage1 import CaptionPairs, stage1
-from train.toy import DrawnSource, stage, tensors_of, tiny_model, two_sources, two_stages
+from train.toy import DrawnSource, stage, tensors_of, tiny_model, two_sources, two_stages, write_conversations
 
 MIXTURES = {"frozen tower": ["connector", "decoder"], "decoder": ["decoder"], "all": ["vision", "connector", "decoder"]}
 """What trains while pictures and text alone mix."""
@@ -190,14 +190,7 @@ def torchrun(folder: Path, *arguments: str, size: int = 2) -> subprocess.Popen:
 
 def write_project(folder: Path) -> None:
     """A run file of one stage, `run.yaml`, and all it needs."""
-    toys.tokenizer_folder(folder / "tokenizer")
-    (folder / "images").mkdir()
-    records = []
-    for number in range(12):
-        toys.picture((40, 30), seed=number).save(folder / "images" / f"{number}.png")
-        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "abc" * (number + 1)}]
-        records.append({"id": number, "image": f"{number}.png", "conversations": turns})
-    (folder / "data.json").write_text(json.dumps(records))
+    write_conversations(folder, 12)
     tune = {
         "name": "tune",
         "trainable": ["connector", "decoder"],

@@ -1,5 +1,6 @@
 """A model, conversations and stages small enough that a run of several stages takes a second."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ class DrawnSource:
 
     def modality_lengths(self, epoch: int) -> list[int]:
         return [-(i % 7 + 1) if self.with_text and i % 5 == 4 else i % 7 + 1 for i in range(self.length)]
+
+
+def write_conversations(folder: Path, count: int) -> None:
+    """`data.json`, in LLaVA's shape, about pictures in `images`, and a tokenizer beside them."""
+    toys.tokenizer_folder(folder / "tokenizer")
+    (folder / "images").mkdir()
+    records = []
+    for number in range(count):
+        toys.picture((40, 30), seed=number).save(folder / "images" / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "abc" * (number + 1)}]
+        records.append({"id": number, "image": f"{number}.png", "conversations": turns})
+    (folder / "data.json").write_text(json.dumps(records))
 
 
 def tiny_model(folder: Path, family: str = "llava15", *, seed: int = 0) -> Model:

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from opsin.errors import ConfigError
-
 
 def merge(
     base: Annotated[str, typer.Argument(help="What the adapter was trained on: folder, preset or repository.")],
@@ -30,10 +28,10 @@ def merge(
     """
     from opsin import weights
     from opsin.weights.adapted import merge_adapter
+    from opsin.weights.exporter import check_target
     from opsin.weights.hub import locate
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not empty; name a new folder")
+    check_target(out)
     model = merge_adapter(weights.load(base, dtype=dtype), locate(adapter))
     if to == "opsin":
         tokenizer = model.tokenizer if model.has_tokenizer else None

@@ -16,9 +16,10 @@ PARTS = ("vision", "connector", "newline", "decoder")
 RANDOM = "random"
 """Source of a part that starts from random weights."""
 
-
 BASE = "base"
 """Folder of a run with the model that adapters belong to."""
+BEST = "best"
+"""Folder of a run with the model of each stage's best evaluation."""
 
 
 class DataFile(Spec):
@@ -124,9 +125,7 @@ class Schedule(Spec):
     """Where the warm-up begins, likewise."""
 
 
-Objective = Literal["next_token", "blip2_stage1"]
-
-
+Objective = Literal["next_token", "itc_itm_itg"]
 Overlong = Literal["error", "drop", "truncate", "trim_turns", "trim_oldest_turns", "shrink_picture"]
 
 
@@ -182,7 +181,7 @@ class Stage(Spec):
     lora: Lora | None = None
     """Adapters that train besides; the stage's folder then holds them, and what `trainable` names, in PEFT's layout."""
     objective: Objective = "next_token"
-    """`next_token`: every taught token from what stands before it. `blip2_stage1`: pictures and captions compared,
+    """`next_token`: every taught token from what stands before it. `itc_itm_itg`: pictures and captions compared,
     matched and written (arXiv:2301.12597 section 3.2), by a model that compares and has no language model."""
     data: tuple[DataFile, ...] = ()
     captions: Literal["whole", "split"] = "whole"
@@ -229,16 +228,21 @@ class Stage(Spec):
                     f"stage {self.name!r}: schedule.{name} {getattr(self.schedule, name):g} is above optim.lr "
                     f"{self.optim.lr:g}"
                 )
-        if self.objective == "blip2_stage1":
+        if self.compares:
             if self.batch.form != "pad":
                 raise ValueError(f"stage {self.name!r}: pairs are compared row by row; set batch.form: pad")
             if self.chat is not None or self.captions != "whole":
                 raise ValueError(
-                    f"stage {self.name!r}: blip2_stage1 reads captions as they are; leave chat and captions out"
+                    f"stage {self.name!r}: {self.objective} reads captions as they are; leave chat and captions out"
                 )
             if self.lora is not None or self.cache_features is not None:
                 raise ValueError(f"stage {self.name!r}: lora and cache_features are for models that answer")
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether it trains a model that compares pictures with texts, in place of one that answers."""
+        return self.objective == "itc_itm_itg"
 
 
 class PartSources(Spec):
@@ -304,19 +308,19 @@ class RunConfig(Spec):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; each writes a folder of its name")
-            if name in {"checkpoints", "run.yaml", "log.jsonl", "left_out.jsonl", "best", "trackers", BASE}:
+            if name in {"checkpoints", "run.yaml", "log.jsonl", "left_out.jsonl", "trackers", BASE, BEST}:
                 raise ValueError(f"a stage cannot be called {name!r}: the run itself writes there")
-        if len({stage.objective == "blip2_stage1" for stage in self.stages}) > 1:
+        if len({stage.compares for stage in self.stages}) > 1:
             raise ValueError(
-                "blip2_stage1 trains a model without a language model, the other stages one with it: make them two "
+                "itc_itm_itg trains a model without a language model, the other stages one with it: make them two "
                 "runs, the second of which starts from the first one's folder"
             )
         return self
 
     @property
     def compares(self) -> bool:
-        """Whether it trains a model that compares pictures with texts."""
-        return self.stages[0].objective == "blip2_stage1"
+        """Whether it trains a model that compares pictures with texts: all of its stages do, or none."""
+        return self.stages[0].compares
 
 
 MACHINE_KEYS = ("output", "device", "activations", "compile", "workers", "checkpoint", "log_every", "trackers")

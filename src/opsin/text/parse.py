@@ -273,10 +273,7 @@ def _source(value: Any) -> ImageSource:
     if isinstance(value, Mapping):
         if value.get("type") == "base64" and isinstance(value.get("data"), str):  # Anthropic's shape
             return f"data:{value.get('media_type', 'image/jpeg')};base64,{value['data']}"
-        given = [value[key] for key in ("bytes", "url", "path") if value.get(key) is not None]
-        if not given or isinstance(given[0], Mapping):
-            raise MessageError(f"a picture needs 'bytes', 'url' or 'path'; its keys are {_keys(value)}", kind="picture")
-        return _source(given[0])
+        return _source(_held(value, "picture"))
     if isinstance(value, str | bytes) and not value:
         raise MessageError("a picture's path, address or bytes are empty", kind="picture")
     # A decoded picture is recognised by what is used of it, so that reading text needs no imaging library.
@@ -287,6 +284,14 @@ def _source(value: Any) -> ImageSource:
     )
 
 
+def _held(value: Mapping[str, Any], what: str) -> Any:
+    """What an object holds a picture or video in: bytes, or where they are."""
+    given = [value[key] for key in ("bytes", "url", "path") if value.get(key) is not None]
+    if not given or isinstance(given[0], Mapping):
+        raise MessageError(f"a {what} needs 'bytes', 'url' or 'path'; its keys are {_keys(value)}", kind=what)
+    return given[0]
+
+
 def _video(value: Any) -> VideoSource:
     """A video from a path, an address, bytes, an object that holds one of them, or a list of frames."""
     if isinstance(value, list | tuple):
@@ -294,10 +299,7 @@ def _video(value: Any) -> VideoSource:
             raise MessageError("a video's list of frames is empty", kind="video")
         return tuple(_source(frame) for frame in value)
     if isinstance(value, Mapping):
-        given = [value[key] for key in ("bytes", "url", "path") if value.get(key) is not None]
-        if not given or isinstance(given[0], Mapping):
-            raise MessageError(f"a video needs 'bytes', 'url' or 'path'; its keys are {_keys(value)}", kind="video")
-        return _video(given[0])
+        return _video(_held(value, "video"))
     if isinstance(value, str | bytes) and not value:
         raise MessageError("a video's path, address or bytes are empty", kind="video")
     if isinstance(value, str | bytes | Path):

@@ -273,14 +273,12 @@ def smaller_pictures(config: VLMConfig | None, tokenizer: Tokenizer | None) -> l
 
 def _pair_encoder(model: RetrieverConfig, stage: Stage, tokenizer: Tokenizer | None) -> PairEncoder:
     """What makes pairs of a stage's conversations: texts are cut where the stage says, pictures drawn as it says."""
-    if stage.objective != "blip2_stage1":
-        raise ConfigError("a model that compares learns by objective: blip2_stage1")
+    if not stage.compares:
+        raise ConfigError("a model that compares learns by objective: itc_itm_itg")
     if tokenizer is None:
         raise DataError("no tokenizer was given to read captions with")
     if model.heads != "all":
-        raise ConfigError(
-            "this model has kept no head for captions, which blip2_stage1 trains; start from one of LAVIS"
-        )
+        raise ConfigError("this model has kept no head for captions, which itc_itm_itg trains; start from one of LAVIS")
     changes: dict[str, Any] = {}
     if stage.resolution is not None:
         if not isinstance(stage.resolution, Squash):

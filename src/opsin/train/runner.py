@@ -10,44 +10,37 @@ OUTPUT/run.yaml         the whole config, defaults included
        base/            the model that the first stage's adapters belong to, where no name leads to it
 """
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import yaml
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from opsin import weights
 from opsin.data.source import Fingerprinted, Source
 from opsin.errors import ConfigError, TrainError
+from opsin.generate.ready import choose_device
 from opsin.nn.quantize import Bits
-from opsin.nn.retriever import Retriever
 from opsin.nn.vision import VisionTower
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import RunConfig, Stage
 from opsin.text.tokenizer import Tokenizer
-from opsin.train.adapters import StageModels, add_adapters
-from opsin.train.checkpoint import CheckpointStore, Saved, opened, sync
-from opsin.train.config import differences, to_yaml
+from opsin.train.adapters import add_adapters
+from opsin.train.checkpoint import CheckpointStore, Saved
 from opsin.train.evaluate import EvaluationRow, prepare_judge
 from opsin.train.feature_cache import with_cache
+from opsin.train.folder import open_folder
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
 from opsin.train.parallel import World, local, open_world, skeleton, whole_state
 from opsin.train.prepare import PreparedStage, check_kind, check_names, describe_trainable, prepare_stage, start_model
+from opsin.train.stage_models import StageModels, put_module
 from opsin.train.stop import StopRequest
 from opsin.train.trackers import Trackers, check_installed
 from opsin.weights import Model, RetrievalModel
-
-CONNECTOR_FILE = "connector.safetensors"
-"""What a stage that trains nothing but the connector writes besides the model: the next run's `init.connector`."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ def train_stage(
         source=source,
     )
     rows = []
-    with open_world(choose_device(str(device))) as world:
+    with open_world(torch.device(choose_device(str(device)))) as world:
         add_adapters(module, prepared, bits=bits)
         objective = with_cache(objective, module, prepared, precision)
         loop = _loop(module, prepared, objective, world, precision=precision, workers=workers, activations=activations)
@@ -126,7 +119,7 @@ def run(
     on_row: called after each step. reporter: where progress is shown. stop: asks to stop after the current step.
     """
     sources, held_out, objectives = sources or {}, held_out or {}, objectives or {}
-    with open_world(choose_device(config.device)) as world:
+    with open_world(torch.device(choose_device(config.device))) as world:
         with world.agreed():
             check_names(config, sources, "sources")
             check_names(config, held_out, "held-out samples")
@@ -157,7 +150,7 @@ class _Run:
         self.config, self.objectives, self.on_row, self.reporter, self.stop = config, objectives, on_row, reporter, stop
         self.output = Path(config.output)
         self.store = CheckpointStore(self.output / "checkpoints", keep=config.checkpoint.keep)
-        self.saved = self._open_folder()
+        self.saved = open_folder(config, self.store, world)
         self.models = StageModels(config, has_name=model is None and config.init == "model")
         with world.agreed():
             self.model = model or start_model(config)
@@ -244,21 +237,29 @@ class _Run:
             if stop and not last:
                 break
         if empty is not None:
-            setattr(self.model, "retriever" if isinstance(self.model, RetrievalModel) else "vlm", self._whole(empty))
+            put_module(self.model, self._whole(empty))
         if loop.step < loop.num_steps:
             return loop
         self.reporter.end()
         self._tell_changes(stage)
-        self._save_model(number)
+        with self.world.agreed():
+            if self.world.is_first:
+                self.models.save(number, self.model, prepared.trainable)
+        self.models.end(self.model)
+        self.models.tell(number, say=self.reporter.say)
         return loop
 
     def _judge(self, number: int, loop: StageLoop, empty: nn.Module | None) -> EvaluationRow | None:
-        judge, folder = self.judges[number], self.output / "best" / loop.stage.name
+        judge = self.judges[number]
         if judge is None:
             return None
 
         def keep() -> None:
-            self._write_model(folder, number, self._whole(empty))
+            model = copy(self.model)
+            put_module(model, self._whole(empty))
+            with self.world.agreed():
+                if self.world.is_first:
+                    self.models.save_best(number, model, self.prepared[number].trainable)
 
         return judge.after_step(loop, self.log, keep=keep, say=self.reporter.say)
 
@@ -351,88 +352,9 @@ class _Run:
             if (before := saved.state.get(what, 1)) != value:
                 self.reporter.say(f"{what} was {before} and is {value}: results may differ in the last bits")
 
-    def _save_model(self, number: int) -> None:
-        stage, trainable = self.prepared[number].stage, self.prepared[number].trainable
-        folder = self.output / stage.name
-        self._write_model(folder, number, self.model.module)
-        self.models.end(self.model)
-        alone = stage.lora is None and all(name.startswith("connector.") for name in trainable.names)
-        if self.world.is_first and alone:
-            connector = {
-                name: tensor.detach().cpu().contiguous()
-                for name, tensor in self.model.module.named_parameters()
-                if name.startswith("connector.")
-            }
-            _write_tensors(folder / CONNECTOR_FILE, connector)
-        made = "model" if stage.lora is None else "adapter"
-        self.reporter.say(f"stage {stage.name!r} is done; its {made} is in {folder}")
-        if (best := self.output / "best" / stage.name).exists():
-            self.reporter.say(f"the {made} of its best evaluation is in {best}")
-
-    def _write_model(self, folder: Path, number: int, module: nn.Module) -> None:
-        with self.world.agreed():
-            if not self.world.is_first:
-                return
-            if isinstance(module, Retriever):
-                shutil.rmtree(folder, ignore_errors=True)  # a checkpoint holds it all, or leads to it again
-                weights.export_retriever(folder, module, tokenizer=self.model.tokenizer)
-            else:
-                assert isinstance(module, VLM)
-                assert isinstance(self.model, Model)
-                model = copy(self.model)
-                model.vlm = module
-                self.models.save(folder, number, model, self.prepared[number].trainable)
-
     def _log(self, name: str, keep_bytes: int) -> RowLog:
         """A log that the first process keeps; the others read in it where it stands."""
         return RowLog(self.output / name, keep_bytes=keep_bytes, writes=self.world.is_first)
-
-    def _open_folder(self) -> Saved | None:
-        """What the first process finds there: it alone looks, reads and writes."""
-        found = ""
-        with self.world.agreed():
-            if self.world.is_first and (saved := self._open_folder_alone()):
-                found = str(saved.folder)
-        found = self.world.told(found)
-        return opened(Path(found)) if found else None
-
-    def _open_folder_alone(self) -> Saved | None:
-        """Make the run's folder, or find where the run in it stands. Raises TrainError for a folder of other things."""
-        file = self.output / "run.yaml"
-        empty = not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir()))
-        if not empty and not file.is_file():
-            raise TrainError(f"{self.output} is there and holds no run; name a new folder as output")
-        saved = self.store.newest()
-        if saved is not None:
-            self._refuse_changes(file)
-        self.output.mkdir(parents=True, exist_ok=True)
-        self.store.remove_unfinished()
-        for unfinished in (*self.output.glob(".*.tmp"), *self.output.glob("best/.*.tmp")):
-            shutil.rmtree(unfinished)  # models that a killed process was writing
-        _write_text(file, to_yaml(self.config))
-        return saved
-
-    def _refuse_changes(self, file: Path) -> None:
-        try:
-            before: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise TrainError(f"{file} of the run that is to go on cannot be read: {error}") from None
-        changed = differences(before or {}, self.config.model_dump(mode="json"))
-        if changed:
-            raise ConfigError(
-                f"{self.output} holds a run with other settings: {'; '.join(changed)}. Take the settings back to go on "
-                "with it, or name another folder as output."
-            )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a config; `auto` is a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r} is none that torch knows; auto, cpu and cuda are") from None
 
 
 def _loop(
@@ -464,22 +386,3 @@ def _loop(
 def _data_facts(source: Source) -> dict[str, object]:
     fingerprint = source.fingerprint if isinstance(source, Fingerprinted) else ""
     return {"samples": len(source), "fingerprint": fingerprint}
-
-
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    save_file(dict(tensors), temporary)
-    _move(temporary, file)
-
-
-def _write_text(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _move(temporary, file)
-
-
-def _move(temporary: Path, file: Path) -> None:
-    """Put a finished file in its place, so that there is never half of one."""
-    sync(temporary)
-    os.replace(temporary, file)
-    sync(file.parent)

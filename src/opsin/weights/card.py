@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from opsin.errors import WeightError
-from opsin.spec.recipe import RANDOM, PartSources, RunConfig, Stage
+from opsin.spec.recipe import BEST, RANDOM, PartSources, RunConfig, Stage
 from opsin.weights.config import ADAPTER, NATIVE, read_yaml
 from opsin.weights.hub import REPOSITORY
 from opsin.weights.loader import Model
@@ -57,7 +57,7 @@ def find_model(name: str) -> tuple[str, Trained | None]:
         config = _read_run(folder / "training")
         return name, Trained(config, folder / "training", config.stages)
     stage = folder.resolve()
-    run = stage.parents[1] if stage.parent.name == "best" else stage.parent  # the best evaluation's, or the last
+    run = stage.parents[1] if stage.parent.name == BEST else stage.parent  # the best evaluation's, or the last
     if _is_done(folder) and (run / "run.yaml").is_file():
         config = _read_run(run)
         names = [each.name for each in config.stages]
