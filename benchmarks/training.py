@@ -102,7 +102,9 @@ class Conversations:
         )
 
 
-def ours(folder: Path, lengths: str, stage: str, precision: str, steps: int) -> Iterator[dict[str, Any]]:
+def ours(
+    folder: Path, lengths: str, stage: str, precision: str, steps: int, *, compiled: bool = False
+) -> Iterator[dict[str, Any]]:
     """One optimizer step of opsin after the other: its log rows."""
     model = weights.load(folder)
     spec = Stage.parse(
@@ -125,12 +127,15 @@ def ours(folder: Path, lengths: str, stage: str, precision: str, steps: int) -> 
         objective=next_token,
         precision=precision,  # type: ignore[arg-type]
         workers=1,
+        compiled=compiled,
     )
     for row in loop.rows():
         yield dict(row)
 
 
-def theirs(folder: Path, lengths: str, stage: str, precision: str, steps: int) -> Iterator[dict[str, Any]]:
+def theirs(
+    folder: Path, lengths: str, stage: str, precision: str, steps: int, *, compiled: bool = False
+) -> Iterator[dict[str, Any]]:
     """The same by a plain loop, on the same samples in the same order."""
     from transformers import LlavaForConditionalGeneration
 
@@ -140,6 +145,8 @@ def theirs(folder: Path, lengths: str, stage: str, precision: str, steps: int) -
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(name.removeprefix("model.").startswith(names[part]) for part in STAGES[stage]))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if compiled:
+        model.compile()
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
     order = permutation(len(source), 0, "bench", "order", 0)  # opsin's
     for step in range(steps):
@@ -168,12 +175,13 @@ def theirs(folder: Path, lengths: str, stage: str, precision: str, steps: int) -
         yield {"loss": total, "supervised": taught, "seconds": time.perf_counter() - start}
 
 
-def speed(folder: Path, lengths: str, stage: str, precision: str, rounds: int) -> list[list[str]]:
+def speed(
+    folder: Path, lengths: str, stage: str, precision: str, rounds: int, *, compiled: bool = False
+) -> list[list[str]]:
     """Rows of the table: rate and time of waiting. The first step of each library warms up."""
     steps = rounds + 1
-    pairs = zip(
-        ours(folder, lengths, stage, precision, steps), theirs(folder, lengths, stage, precision, steps), strict=True
-    )
+    loops = [each(folder, lengths, stage, precision, steps, compiled=compiled) for each in (ours, theirs)]
+    pairs = zip(*loops, strict=True)
     rates, ratios, waiting = [], [], []
     for number, (mine, other) in enumerate(pairs):
         if mine["supervised"] != other["supervised"]:
@@ -185,7 +193,7 @@ def speed(folder: Path, lengths: str, stage: str, precision: str, rounds: int) -
             rates.append(pair)
             ratios.append(pair[0] / pair[1])
             waiting.append(mine["data_seconds"] / mine["seconds"])
-    what = f"{lengths}, {stage}"
+    what = f"{lengths}, {stage}" + (", compiled" if compiled else "")
     medians = [f"{statistics.median(column):,.0f}" for column in zip(*rates, strict=True)]
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     return [
@@ -248,6 +256,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", default=("equal", "skewed"), choices=("equal", "skewed"))
     parser.add_argument("--stages", nargs="+", default=tuple(STAGES), choices=tuple(STAGES))
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="both libraries compiled: opsin's blocks, their model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--update-docs", action="store_true")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
@@ -266,7 +275,7 @@ def main() -> None:
             for lengths in given.lengths:
                 for stage in given.stages:
                     print(precision, lengths, stage, file=sys.stderr, flush=True)
-                    rows += speed(folder, lengths, stage, precision, given.rounds)
+                    rows += speed(folder, lengths, stage, precision, given.rounds, compiled=given.compile)
                     if not given.no_memory:
                         rows.append(step_memory(folder, lengths, stage, precision))
     if not given.no_memory:
