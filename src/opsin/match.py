@@ -202,7 +202,7 @@ class Matcher:
         num_rescored: int = NUM_RESCORED,
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> Similarity:
-        """What ranks all texts for every picture and all pictures for every text, as `rank_texts` and `rank_pictures` do.
+        """What ranks all texts for every picture and all pictures for every text, as the two `rank_` methods do.
 
         num_rescored: how many of each ranking are read together; 0 for contrast alone. on_progress: called with 1 for
         every picture that is done.
@@ -278,7 +278,7 @@ class Matcher:
 
     def _match(self, pairs: Sequence[tuple[Features, list[int]]]) -> Tensor:
         """Matching logits (pairs, 2) in float32."""
-        logits = []
+        logits = [torch.empty(0, 2)] if not pairs else []
         for part in _parts(pairs, self.batch_size):
             features = Features(torch.cat([features.values for features, _ in part]))
             logits.append(self._retriever.match(features, *self._padded([ids for _, ids in part])).float())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from opsin.evaluate.boxes import PLAIN, describe, first_box, iou, moved
+from opsin.evaluate.boxes import PLAIN, describe, first_box, first_four, iou, moved
 from opsin.families._grounding import LLAVA_BOXES, QWEN_VL_BOXES
 from opsin.text.grounding import Box
 
@@ -54,6 +54,14 @@ def test_the_first_readable_box_counts() -> None:
     assert found is not None
     assert found.sides == (0, 0, 200, 100)
     assert first_box("no box", PLAIN["unit"], SIZE) is None
+
+
+def test_four_numbers_are_read_as_lmms_eval_does() -> None:
+    """Outside the picture too: (0.5, 0) to (1.1, 1) on 200x100 px."""
+    text = "It is [0.5, 0, 1.1, 1]."
+    assert first_four(text, SIZE) == pytest.approx((100, 0, 220, 100))
+    assert first_box(text, PLAIN["unit"], SIZE) is None
+    assert first_four("(0.5, 0, 1, 1)", SIZE) is None
 
 
 def test_families_write_boxes_their_own_way() -> None:

@@ -65,7 +65,7 @@ def test_a_task_that_makes_its_examples_is_one_entry(monkeypatch: pytest.MonkeyP
     assert len(open_task("toy", limit=2, data=None).examples) == 2
     with pytest.raises(ConfigError, match="the task toy makes its own examples: it takes no prompt"):
         open_task("toy", prompt="{}")
-    with pytest.raises(UnknownNameError, match="toys.*did you mean 'toy'"):
+    with pytest.raises(UnknownNameError, match=r"toys.*did you mean 'toy'"):
         open_task("toys")
 
 

@@ -47,9 +47,7 @@ def eval(
     json: Annotated[bool, typer.Option("--json", help="Print what results.json holds, or the comparison.")] = False,
     show_list: Annotated[
         bool,
-        typer.Option(
-            "--list", is_eager=True, callback=lambda wanted: _list_tasks(wanted), help="Tasks and their parsers."
-        ),
+        typer.Option("--list", is_eager=True, callback=lambda wanted: _list_tasks(wanted), help="Tasks and parsers."),
     ] = False,
 ) -> None:
     """Evaluate a model on your own data or a built-in task: figures, 95 % intervals, controls.

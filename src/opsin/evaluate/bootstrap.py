@@ -112,7 +112,7 @@ def _signs(count: int, resamples: int, seed: int) -> Iterator[Array]:
     """1 or -1 for each cluster: (r, count), r adding up to `resamples`."""
     random = np.random.default_rng([seed, 1])
     for size in _portions(count, resamples):
-        yield random.integers(0, 2, (size, count)) * 2.0 - 1.0
+        yield (random.integers(0, 2, (size, count)) * 2 - 1).astype(np.float64)
 
 
 def _portions(count: int, resamples: int) -> Iterator[int]:

@@ -50,7 +50,7 @@ def compare(first: Path, second: Path) -> Comparison:
     for key, what in (("task", "tasks"), ("metrics", "metrics"), ("data", "examples")):
         if ours.get(key) != theirs.get(key):
             raise DataError(
-                f"{first} and {second} are of different {what} ({_short(ours.get(key))} and {_short(theirs.get(key))}): "
+                f"{first} and {second} are of different {what} ({_short(ours.get(key))}, {_short(theirs.get(key))}): "
                 "only the same examples can be compared pair by pair"
             )
     one, other = read_scores(first), read_scores(second)

@@ -79,8 +79,8 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> None:
         changed = list(_changes(read_object(file), settings))
         if changed:
             raise ConfigError(
-                f"{folder} holds outputs under other settings: {'; '.join(changed)}. Take the settings back to go on with "
-                "it, or name another folder with --output"
+                f"{folder} holds outputs under other settings: {'; '.join(changed)}. Take the settings back to go on "
+                "with it, or name another folder with --output"
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -1,5 +1,7 @@
-"""From what a model wrote to what is compared. Every result keeps its parser's name: the same outputs read by two parsers
-give two figures, several points apart on published benchmarks.
+"""From what a model wrote to what is compared.
+
+Every result keeps its parser's name: the same outputs read by two parsers give two figures, several points apart on
+published benchmarks.
 """
 
 from collections.abc import Callable
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 
 from opsin.errors import ConfigError, unknown
 from opsin.evaluate.answers import choice_letter, first_letter, folded, words
-from opsin.evaluate.boxes import PLAIN, describe, first_box, moved
+from opsin.evaluate.boxes import PLAIN, describe, first_box, first_four, moved
 from opsin.evaluate.captions import caption_words
 from opsin.evaluate.examples import Example
 from opsin.evaluate.pope import yes_no_exact, yes_no_llava
@@ -53,22 +55,30 @@ _TEXT = (
 )
 PARSERS = {parser.name: parser for parser in _TEXT}
 BOX = "first-box"
-"""Named with its space: `first-box:model` reads as the model's family writes, `first-box:unit` and so on in that space."""
-BOX_PARSERS = (f"{BOX}:model", *(f"{BOX}:{space}" for space in PLAIN))
+"""Named with its space: `first-box:model` reads as the model's family writes, `first-box:unit` in that space."""
+FIRST_FOUR = "first-four:unit"
+BOX_PARSERS = (f"{BOX}:model", *(f"{BOX}:{space}" for space in PLAIN), FIRST_FOUR)
 
 
 def make_parser(name: str, *, grounding: Grounding | None, image_mode: ImageMode) -> Parser:
     """A parser by its name. grounding: how the model's family writes boxes. Raises ConfigError or UnknownNameError."""
     if name in PARSERS:
         return PARSERS[name]
+    if name == FIRST_FOUR:
+
+        def read_four(output: str, example: Example, shown: Example) -> Parsed:
+            found = first_four(output, picture_size(example, image_mode))
+            return None if found is None else list(found)
+
+        return Parser(name, "the first four numbers in brackets, as lmms-eval reads them", read_four)
     if name not in BOX_PARSERS:
         raise unknown("parser", name, (*PARSERS, *BOX_PARSERS))
     space = name.partition(":")[2]
     rule = grounding if space == "model" else PLAIN[space]
     if rule is None:
         raise ConfigError(
-            "the parser first-box:model reads boxes as the model's family writes them, and this model was not taught to "
-            f"write any; name the space that its answers are in: {', '.join(BOX_PARSERS[1:])}"
+            "the parser first-box:model reads boxes as the model's family writes them, and this model was not taught "
+            f"to write any; name the space that its answers are in: {', '.join(BOX_PARSERS[1:-1])}"
         )
 
     def read(output: str, example: Example, shown: Example) -> Parsed:

@@ -9,7 +9,7 @@ Traps. Two parsers are in use, and give different figures to the same outputs, s
                    words No, no, not stands in it, else "yes". Every answer is one of the two: "I cannot tell" is "yes".
     yes-no-exact   lmms-eval: the whole text, stripped, in lower case, is "yes" or "no". "Yes." is neither: wrong, and
                    in no count of precision and recall. (A missed "yes" leaves recall untouched then, so look at
-                   `unparsed`. lmms-eval's own yes ratio counts the right answers, not the model's; here it is the model's.)
+                   `unparsed`. lmms-eval's yes ratio counts the right answers; here it is the model's.)
 """
 
 import numpy as np

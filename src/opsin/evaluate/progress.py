@@ -1,4 +1,4 @@
-"""Where an evaluation tells how far it is: a bar with the time left on a terminal, a line now and then anywhere else."""
+"""How far an evaluation is: a bar with the time left on a terminal, a line now and then anywhere else."""
 
 import time
 from typing import Protocol

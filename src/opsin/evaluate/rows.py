@@ -47,11 +47,10 @@ NAME_KEYS = (
     "caption",
 )
 VIDEO_KEYS = ("video", "videos")
-ID_KEYS = ("question_id", "id", "image_id")
 
 
 class Rows(Sequence[Example]):
-    """The examples of a file. Rows are read and checked when this is made; bytes of pictures when they are asked for."""
+    """The examples of a file. Rows are read and checked when this is made, bytes of pictures when asked for."""
 
     def __init__(
         self,
@@ -300,8 +299,8 @@ def _with_choice(example: Example, row: Mapping[str, Any]) -> Example:
         given = [row[letter] for letter in LETTERS if row.get(letter) not in (None, "")]
     if not isinstance(given, list | tuple) or not 2 <= len(given) <= len(LETTERS):
         raise DataError(
-            f"its options are {str(given)[:80]}; a list of 2 to {len(LETTERS)} under 'options' or 'choices', or the keys "
-            "A, B, C ..., are needed",
+            f"its options are {str(given)[:80]}; a list of 2 to {len(LETTERS)} under 'options' or 'choices', or the "
+            "keys A, B, C ..., are needed",
             kind="options",
         )
     options = tuple(str(each) for each in given)

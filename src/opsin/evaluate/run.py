@@ -1,4 +1,4 @@
-"""One evaluation: ask everything that is not answered yet, keep every output as it comes, score them all, write results."""
+"""One evaluation: ask what is not answered yet, keep every output as it comes, score them all, write results."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from typing import Any
 
 from opsin.data.feed import ahead
 from opsin.encode import Encoded
-from opsin.evaluate.answering import Answerer, load_answerer
+from opsin.evaluate.answering import Answerer, Said, load_answerer
 from opsin.evaluate.bootstrap import LEVEL, RESAMPLES, SEED
 from opsin.evaluate.examples import conversation
 from opsin.evaluate.figures import Figure, Scored, figures_of
@@ -118,7 +118,7 @@ class Evaluation:
                 answerer = self._load()
                 for batch, prompts in self._batches(missing, answerer):
                     said = answerer.answer(prompts)
-                    file.write([Output(*self._name(job), *each) for job, each in zip(batch, said, strict=True)])
+                    file.write([_output(self._name(job), each) for job, each in zip(batch, said, strict=True)])
                     self.reporter.advance(len(batch))
         finally:
             self.reporter.end()
@@ -174,8 +174,8 @@ class Evaluation:
         cut = sum(output.finish == "length" for output in real)
         if cut:
             notes.append(
-                f"{cut} of {len(real)} outputs were cut off at {settings.max_new_tokens} tokens; raise max_new_tokens, or "
-                "ask for a shorter answer in the prompt"
+                f"{cut} of {len(real)} outputs were cut off at {settings.max_new_tokens} tokens; raise max_new_tokens, "
+                "or ask for a shorter answer in the prompt"
             )
         if settings.metric == "cider_d":
             notes.append(
@@ -188,6 +188,11 @@ class Evaluation:
         if settings.limit is not None:
             notes.append(f"only the first {settings.limit} rows: not comparable with figures on all of them")
         return notes
+
+
+def _output(name: Name, said: Said) -> Output:
+    control, key = name
+    return Output(control, key, said.text, said.finish, said.new_tokens)
 
 
 def write_results(

@@ -4,8 +4,8 @@
     --task my_task.yaml                the same keys in a file: TaskSettings
     --task NAME                        one of `MADE`, whose examples a function makes
 
-A task made in Python is `Task(settings, examples, fingerprint)`, where examples are any sequence of `Example`; a group's
-name on each gives figures by group and their macro average.
+A task made in Python is `Task(settings, examples, fingerprint)`, where examples are any sequence of `Example`; the name
+of a group on each gives figures by group and their macro average.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class TaskSettings(Spec):
     """What results call it."""
     metric: str
     """exact_match, choice, vqa_accuracy, anls, relaxed_accuracy, pope, cider_d, iou, or retrieval."""
-    group_metrics: dict[str, str] = {}
+    group_metrics: Mapping[str, str] = Field(default_factory=dict)
     """Metrics of single groups, where they are not judged by `metric`."""
     parser: str | None = None
     """How outputs are read (`evaluate.parsers`); the metric's own when not given."""
@@ -56,7 +56,7 @@ class TaskSettings(Spec):
     """File of rows: JSON, JSON lines, parquet, tar shards, COCO, VQA v2 or ScienceQA."""
     image_root: str | None = None
     """Where relative picture paths start from; the folder of `data` when not given."""
-    columns: dict[str, str] = {}
+    columns: Mapping[str, str] = Field(default_factory=dict)
     """Names that the file has for our keys, {ours: theirs}: {question: q, image: img}."""
     group: str = "group"
     """Key of a row whose value is its group."""
@@ -145,7 +145,7 @@ DEFAULTS: Mapping[str, TaskSettings] = {
 """Tasks on rows of the user's own."""
 
 MADE: Mapping[str, str] = {}
-"""Tasks whose examples are made: name to `module:function`. The function takes `limit` (int or None) and gives a Task."""
+"""Tasks whose examples are made: name to `module:function`, which takes `limit` (int or None) and gives a Task."""
 
 _KINDS: Mapping[str, Kind] = {
     "exact_match": "answers",
@@ -210,7 +210,7 @@ def open_task(name: str, **changes: object) -> Task:
 
 
 def fingerprint(examples: Sequence[Example], source: str) -> str:
-    """A digest of what is asked and what is right. Groups are left out: they may be chosen anew for the same outputs."""
+    """A digest of what is asked and what is right. Groups are left out: others may be chosen for the same outputs."""
     digest = hashlib.sha256(source.encode())
     for each in examples:
         asked = [each.key, each.question, each.reference, each.options, None if each.box is None else each.box.points]
