@@ -63,8 +63,9 @@ def test_a_wrong_file_is_one_clear_error(tmp_path: Path, text: str, message: str
 def test_a_task_that_makes_its_examples_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "MADE", {"toy": f"{__name__}:make"})
     assert len(open_task("toy", limit=2, data=None).examples) == 2
-    with pytest.raises(ConfigError, match="the task toy makes its own examples: it takes no prompt"):
-        open_task("toy", prompt="{}")
+    assert open_task("toy", prompt="Say {}").settings.prompt == "Say {}"
+    with pytest.raises(ConfigError, match="the task toy makes its own examples: it takes no data"):
+        open_task("toy", data="rows.jsonl")
     with pytest.raises(UnknownNameError, match=r"toys.*did you mean 'toy'"):
         open_task("toys")
 

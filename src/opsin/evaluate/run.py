@@ -62,8 +62,8 @@ class Evaluation:
         self._by_key = {example.key: example for example in task.light}
         if len(self._by_key) < len(task.examples) or not self._by_key:
             raise DataError(
-                f"the task {task.settings.name} has {len(task.examples)} examples and {len(self._by_key)} different keys; each "
-                "needs one of its own"
+                f"the task {task.settings.name} has {len(task.examples)} examples and {len(self._by_key)} different "
+                "keys; each example needs one of its own"
             )
         self._shown = {control: showing_under(task.light, control) for control in self.controls}
         self._load = lambda: (load or load_answerer)(

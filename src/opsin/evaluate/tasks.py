@@ -11,7 +11,7 @@ of a group on each gives figures by group and their macro average.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -147,6 +147,9 @@ DEFAULTS: Mapping[str, TaskSettings] = {
 MADE: Mapping[str, str] = {"demo": "opsin.demo.evaluation:make"}
 """Tasks whose examples are made: name to `module:function`, which takes `limit` (int or None) and gives a Task."""
 
+_ABOUT_ROWS = {"data", "image_root", "columns", "group", "format", "answers", "split", "box", "box_space"}
+"""Settings that mean nothing to a task without rows."""
+
 _KINDS: Mapping[str, Kind] = {
     "exact_match": "answers",
     "anls": "answers",
@@ -182,12 +185,12 @@ def open_task(name: str, **changes: object) -> Task:
     """
     given = {key: value for key, value in changes.items() if value is not None}
     if name in MADE:
-        for key in given.keys() - {"limit"}:
+        for key in sorted(given.keys() & _ABOUT_ROWS):
             raise ConfigError(f"the task {name} makes its own examples: it takes no {key}")
         module, _, function = MADE[name].partition(":")
-        made = getattr(import_module(module), function)(limit=changes.get("limit"))
+        made = getattr(import_module(module), function)(limit=given.pop("limit", None))
         assert isinstance(made, Task)
-        return made
+        return replace(made, settings=made.settings.replace(**given))
     settings = read_settings(name).replace(**given)
     if settings.data is None:
         raise ConfigError(f"the task {settings.name} asks about data of your own: give --data FILE")
