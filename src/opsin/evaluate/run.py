@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from opsin.evaluate.folder import FORMAT, RESULTS, Name, Output, OutputFile, beg
 from opsin.evaluate.identity import described, model_digest, versions
 from opsin.evaluate.parsers import BOX
 from opsin.evaluate.progress import Reporter, Silence
+from opsin.evaluate.rows import Rows
 from opsin.evaluate.scoring import Scorer, showing_under
 from opsin.evaluate.tasks import Task
 from opsin.media.image import ImageMode
@@ -142,7 +143,10 @@ class Evaluation:
             control, index = job
             example = self._shown[control](index, self.task.examples.__getitem__)
             names = settings.metric_of(example.group) == "iou"
-            return answerer.prepare(conversation(example, settings.prompt, name_question=names))
+            asked = conversation(example, settings.prompt, name_question=names)
+            if isinstance(self.task.examples, Rows):
+                asked = replace(asked, id=self.task.examples.where(index))
+            return answerer.prepare(asked)
 
         prompts = ahead(iter(jobs), prepared, workers=WORKERS, depth=2 * self.batch_size)
         try:
