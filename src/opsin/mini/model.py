@@ -9,7 +9,6 @@ from pathlib import Path
 
 from opsin.demo.scene import Scene
 from opsin.families._chats import QWEN2_VL
-from opsin.spec.chat import Control, Text, UserTurn, AssistantTurn
 from opsin.spec.connector import PatchMerger
 from opsin.spec.decoder import DecoderConfig, RopeConfig
 from opsin.spec.grounding import Grounding

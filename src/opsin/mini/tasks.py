@@ -7,12 +7,12 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from opsin.demo.scene import COLORS, COLUMNS, HELDOUT_PAIRS, ROWS, SHAPES, Scene, Split, Thing
 from opsin.demo.tasks import normalise
-from opsin.mini.scenes import Clip, chart, clip, objects, reading, two_pictures
 from opsin.mini.model import CHAT
+from opsin.mini.scenes import Clip, chart, clip, objects, reading, two_pictures
 from opsin.text.grounding import Box, read
 
 LEAST_IOU = 0.5
@@ -46,18 +46,23 @@ class Sample:
 def sample(seed: int, index: int, split: Split, *, num_questions: int = 8) -> Sample:
     """Sample `index` of a split: a pure function of its arguments."""
     rng = random.Random(f"mini/{seed}/{split}/{index}")
+    while True:
+        shown = _show(rng, split)
+        if questions := ask(shown, rng, split, num_questions=num_questions):
+            return replace(shown, questions=questions)
+
+
+def _show(rng: random.Random, split: Split) -> Sample:
     dice = rng.random()
     if dice < 0.50:
-        shown = Sample(pictures=(objects(rng, split),))
-    elif dice < 0.68:
-        shown = Sample(pictures=(reading(rng, split),))
-    elif dice < 0.77:
-        shown = Sample(pictures=(chart(rng, split),))
-    elif dice < 0.89:
-        shown = Sample(pictures=two_pictures(rng, split))
-    else:
-        shown = Sample(clip=clip(rng, split))
-    return Sample(shown.pictures, shown.clip, ask(shown, rng, split, num_questions=num_questions))
+        return Sample(pictures=(objects(rng, split),))
+    if dice < 0.68:
+        return Sample(pictures=(reading(rng, split),))
+    if dice < 0.77:
+        return Sample(pictures=(chart(rng, split),))
+    if dice < 0.89:
+        return Sample(pictures=two_pictures(rng, split))
+    return Sample(clip=clip(rng, split))
 
 
 def ask(shown: Sample, rng: random.Random, split: Split, *, num_questions: int) -> tuple[Question, ...]:
