@@ -1,4 +1,4 @@
-"""`python -m opsin.mini STAGE FOLDER`: makes opsin-mini, stage by stage. docs/opsin_mini.md has the commands and logs."""
+"""`python -m opsin.mini STAGE FOLDER`: makes opsin-mini, stage by stage. Commands and logs: docs/opsin_mini.md."""
 
 import argparse
 from dataclasses import replace

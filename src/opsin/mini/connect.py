@@ -1,7 +1,7 @@
 """Third stage: the connector learns to write, from what the tower sees, the rows that the language model can read.
 
-LLaVA's first stage teaches its projector through captions. Here both sides are known row by row, so the connector learns
-by regression: far more is told about each picture, and minutes are enough.
+LLaVA's first stage teaches its projector through captions. Here both sides are known row by row, so the connector
+learns by regression: far more is told about each picture, and minutes are enough.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What stands in each patch: the dense supervision of the tower, and what the language model reads before it sees pixels.
+"""What stands in each patch: dense supervision for the tower, and what the language model reads before it sees pixels.
 
 Seven numbers a patch, each 0 for nothing: what is centred there, what covers it, in which colour, and where a thing is
 centred, how far its box reaches from the patch's middle to the left, the top, the right and the bottom.

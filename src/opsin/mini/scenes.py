@@ -1,7 +1,7 @@
 """What opsin-mini's pictures and clips show, chosen by a seed: the demo's scenes, at any size and with things anywhere.
 
-`demo.drawn.draw` paints a scene. Held-out combinations are the demo's (`demo.scene.is_heldout`): the `heldout` split shows
-pairs of shape and colour, words, numbers and charts that `train` never shows.
+`demo.drawn.draw` paints a scene. Held-out combinations are the demo's (`demo.scene.is_heldout`): the `heldout` split
+shows pairs of shape and colour, words, numbers and charts that `train` never shows.
 """
 
 import random

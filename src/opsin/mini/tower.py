@@ -1,8 +1,8 @@
 """First stage: the vision tower learns what stands in each patch.
 
-A tower of this size learns far faster when every patch is told what it shows than from captions (docs/demo_parts.md). The
-pictures are fuller than those of the questions: lines of letters and digits, rows of things, charts; each an example of
-dozens of patches. The classifiers are thrown away.
+A tower of this size learns far faster when every patch is told what it shows than from captions (docs/demo_parts.md).
+The pictures are fuller than those of the questions: lines of letters and digits, rows of things, charts; each an
+example of dozens of patches. The classifiers are thrown away.
 """
 
 import random
