@@ -30,7 +30,7 @@ from opsin.text.tokenizer import Tokenizer, load_tokenizer
 
 DECODER_FILE, ORACLE_FILE = "decoder.safetensors", "oracle.safetensors"
 RUN = Fit(
-    steps=2600,
+    steps=2500,
     optim=Muon(lr=0.003, weight_decay=0.02, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
 )
 BATCH = 16
