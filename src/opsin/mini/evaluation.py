@@ -1,4 +1,4 @@
-"""opsin-mini's own task, `opsin eval opsin-mini --task mini`: questions about drawings that its training never showed."""
+"""opsin-mini's own task, `opsin eval opsin-mini --task mini`: questions about drawings that training never showed."""
 
 from functools import cache
 

@@ -1,8 +1,8 @@
 """What stands in each patch: dense supervision for the tower, and what the language model reads before it sees pixels.
 
 Nine numbers a patch, each 0 for nothing: what is centred there, what covers it, in which colour; where a thing is
-centred, how far its box reaches from the patch's middle to the left, the top, the right and the bottom; where a letter or
-digit is centred, which one stands before it; and how high the bar is that covers the patch.
+centred, how far its box reaches from the patch's middle to the left, the top, the right and the bottom; where a letter
+or digit is centred, which one stands before it; and how high the bar is that covers the patch.
 """
 
 import numpy as np
@@ -97,7 +97,7 @@ def in_blocks(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def token_places(rows: int, columns: int) -> NDArray[np.int64]:
-    """(tokens, 2) in which part of the height and of the width each token of a picture of rows x columns tokens stands."""
+    """(tokens, 2) in which part of the height and of the width each token of rows x columns tokens stands."""
     down, across = np.indices((rows, columns)).reshape(2, -1)
     shares = np.stack([(down + 0.5) / rows, (across + 0.5) / columns], axis=1)
     return (shares * NUM_PLACES).astype(np.int64)
