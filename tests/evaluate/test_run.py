@@ -15,7 +15,7 @@ from opsin.evaluate.examples import Example
 from opsin.evaluate.run import Evaluation
 from opsin.evaluate.tasks import Task, TaskSettings, open_task
 from opsin.text.grounding import Box
-from opsin.text.messages import Conversation
+from opsin.text.messages import Conversation, NamePart, TextPart
 
 
 def shown(conversation: Conversation) -> str:
@@ -212,6 +212,15 @@ def test_groups_may_have_metrics_of_their_own(folder: Path, write: Writer, tmp_p
     assert figure(results, "headline", "macro average") == 0.75
     assert not any(each["group"] == "all" for each in results["figures"]["real"])
     assert set(results["parsers"]) == {"exact_match", "iou"}
+
+
+def test_boxes_may_be_asked_for_in_a_sentence(write: Writer, folder: Path, tmp_path: Path) -> None:
+    path = write({"image": "a.png", "bbox": [0, 0, 40, 40], "ref": "Where is the dog?"})
+    for by_name, kind in ((True, NamePart), (False, TextPart)):
+        puppet = Puppet(lambda asked: "nowhere")
+        task = open_task("box", data=str(path), prompt="{}", asks_by_name=by_name)
+        Evaluation(task, str(folder), tmp_path / str(by_name), load=puppet.load)()
+        assert puppet.asked[0].messages[0].parts[1:] == (kind("Where is the dog?"),)
 
 
 def test_two_results_are_compared_pair_by_pair(write: Writer, folder: Path, tmp_path: Path) -> None:

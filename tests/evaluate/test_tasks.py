@@ -76,6 +76,13 @@ def test_the_demo_s_questions_are_a_task() -> None:
     assert all(each.images and each.reference and each.picture.startswith("scene ") for each in task.examples)
 
 
+def test_opsin_mini_s_questions_are_a_task_with_boxes() -> None:
+    task = open_task("mini", limit=1)
+    groups = [each.group for each in task.examples]
+    assert len(set(groups)) == len(groups) > 10
+    assert all((each.box is not None) == (task.settings.metric_of(each.group) == "iou") for each in task.examples)
+
+
 def make(limit: int | None = None) -> Task:
     """A task as another part of the library would add one."""
     examples = [Example(str(number), "?", reference=("x",), group="letters") for number in range(5)][:limit]

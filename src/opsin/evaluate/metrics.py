@@ -130,7 +130,7 @@ def _sides(example: Example, mode: ImageMode) -> tuple[float, float, float, floa
             f"example {example.key}: its box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) leaves the picture of "
             f"{size[0]}x{size[1]} px",
             kind="box",
-            fix="write `box: xyxy` into a task file if its numbers are two corners, or give the picture at its own size",
+            fix="write `box: xyxy` into a task file if its numbers are corners, or give the picture at its own size",
         )
     return left, top, min(right, size[0]), min(bottom, size[1])
 

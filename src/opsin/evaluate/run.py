@@ -95,6 +95,7 @@ class Evaluation:
             "data": self.task.fingerprint,
             "examples": len(self.task.examples),
             "prompt": settings.prompt,
+            "asks_by_name": settings.asks_by_name,
             "chat_format": config.chat.name,
             "decoding": decoding,
             "dtype": dtype,
@@ -142,7 +143,7 @@ class Evaluation:
         def prepared(job: Job) -> Encoded:
             control, index = job
             example = self._shown[control](index, self.task.examples.__getitem__)
-            names = settings.metric_of(example.group) == "iou"
+            names = settings.asks_by_name and settings.metric_of(example.group) == "iou"
             asked = conversation(example, settings.prompt, name_question=names)
             if isinstance(self.task.examples, Rows):
                 asked = replace(asked, id=self.task.examples.where(index))
@@ -203,7 +204,7 @@ class Evaluation:
         if settings.metric == "vqa_accuracy" and sizes != {10}:
             notes.append(f"rows have {min(sizes)} to {max(sizes)} answers; published VQA accuracy has ten")
         if settings.limit is not None:
-            notes.append(f"only the first {settings.limit} rows: not comparable with figures on all of them")
+            notes.append(f"limited to the first {settings.limit}: not comparable with figures on all of them")
         return notes
 
 

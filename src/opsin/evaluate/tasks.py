@@ -46,6 +46,9 @@ class TaskSettings(Spec):
     """How outputs are read (`evaluate.parsers`); the metric's own when not given."""
     prompt: str = "{}"
     """What is said to the model; {} stands for the question."""
+    asks_by_name: bool = True
+    """Whether questions about boxes are names of things, which families with marks for names put between them; else
+    they are asked as they are written."""
     max_new_tokens: PositiveInt = 32
     """Longest answer."""
     beams: PositiveInt | None = None
@@ -144,7 +147,7 @@ DEFAULTS: Mapping[str, TaskSettings] = {
 }
 """Tasks on rows of the user's own."""
 
-MADE: Mapping[str, str] = {"demo": "opsin.demo.evaluation:make"}
+MADE: Mapping[str, str] = {"demo": "opsin.demo.evaluation:make", "mini": "opsin.mini.evaluation:make"}
 """Tasks whose examples are made: name to `module:function`, which takes `limit` (int or None) and gives a Task."""
 
 _ABOUT_ROWS = {"data", "image_root", "columns", "group", "format", "answers", "split", "box", "box_space"}
