@@ -17,7 +17,6 @@ from opsin.evaluate.examples import conversation
 from opsin.evaluate.figures import ALL, MACRO, Figure, Scored, figures_of, layout_of
 from opsin.evaluate.folder import FORMAT, RESULTS, Name, Output, OutputFile, begin, write_scores, write_whole
 from opsin.evaluate.identity import described, model_digest, versions
-from opsin.evaluate.parsers import BOX
 from opsin.evaluate.progress import Reporter, Silence
 from opsin.evaluate.rows import Rows
 from opsin.evaluate.scoring import Scorer, showing_under
@@ -81,7 +80,7 @@ class Evaluation:
 
     @property
     def _spells_boxes(self) -> bool:
-        return any(name.startswith(BOX) for name in self.scorer.parsers.values())
+        return "iou" in self.task.settings.metrics
 
     def _what_decides_outputs(self, config: VLMConfig, dtype: str) -> dict[str, Any]:
         settings = self.task.settings
