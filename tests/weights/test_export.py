@@ -227,7 +227,7 @@ def test_two_layers_are_not_taken_for_one(tmp_path: Path) -> None:
     first = one_layer().config
     config = first.replace(connector=MLPConnector(), chat=families.preset("llava-1.5-tiny").config.chat)
     weights.export(tmp_path / "model", Model(weights.build(config), config, "two layers", tokenizer_folder=None))
-    with pytest.raises(WeightError, match=r"linear_2.weight is not the identity"):
+    with pytest.raises(WeightError, match=r"linear_2.(weight|bias) is not "):
         weights.load_part(one_layer().vlm, "connector", tmp_path / "model")
 
 
