@@ -10,6 +10,7 @@ import pytest
 
 from data.containers import png, write_json, write_tar
 from data.web import Handler, Web, cut, serving, status
+from opsin.cli.app import run as opsin
 from opsin.data import remote
 from opsin.data.files import FileSource
 from opsin.data.remote import ATTEMPTS, fetch
@@ -261,3 +262,16 @@ def test_a_cache_that_cannot_be_written_is_told_of(web: Web, tmp_path: Path, mon
     monkeypatch.setenv("OPSIN_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"x\.bin cannot be kept: .*file.*; make room, or set OPSIN_CACHE"):
         fetch(f"{web.address}/x.bin")
+
+
+def test_data_check_reads_addresses_and_tells_what_a_server_refuses(
+    web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"from": "human", "value": "How?"}, {"from": "gpt", "value": "So."}]
+    web.files["/x.jsonl"] = json.dumps({"conversations": turns}).encode()
+    assert opsin(["data", "check", f"{web.address}/x.jsonl"]) == 0
+    capsys.readouterr()
+    assert opsin(["data", "check", f"{web.address}/none.jsonl", "--json"]) == 2
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert problem["where"] == f"{web.address}/none.jsonl"
+    assert (problem["kind"], problem["message"]) == ("download", "cannot be had: the server answers 404 Not Found")

@@ -113,7 +113,8 @@ class _Download:
         self.shown = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
         """For messages: queries may hold keys."""
         if not parts.hostname or parts.username is not None:
-            raise DataError(f"{self.shown}: an address with a server and without a name and password is needed")
+            told = f"{self.shown}: an address with a server and without a name and password is needed"
+            raise DataError(told, kind="download")
         self.address, self.server = parts._replace(fragment="").geturl(), parts.netloc
         name = re.sub(r"[^\w.-]", "_", unquote(parts.path).rpartition("/")[2]).lstrip(".")[-100:] or "data"
         try:
@@ -142,7 +143,7 @@ class _Download:
     def _fetch(self) -> None:
         """Try until the file is whole, or nothing new has come for too long."""
         furthest, failures = self._num_there(), 0
-        with _progress(self.shown) as tell:
+        with _Progress(self.shown) as tell:
             while True:
                 try:
                     self._attempt(tell)
@@ -293,7 +294,7 @@ def _told(said: _Said) -> str:
 _Tell = Callable[[int, int | None], None]
 
 
-class _progress:
+class _Progress:
     """A line on the screen about a download, where the errors' stream is a screen."""
 
     def __init__(self, name: str) -> None:
