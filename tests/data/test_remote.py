@@ -272,6 +272,6 @@ def test_data_check_reads_addresses_and_tells_what_a_server_refuses(
     assert opsin(["data", "check", f"{web.address}/x.jsonl"]) == 0
     capsys.readouterr()
     assert opsin(["data", "check", f"{web.address}/none.jsonl", "--json"]) == 2
-    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    ((problem,),) = [each["problems"] for each in json.loads(capsys.readouterr().out)["sets"]]
     assert problem["where"] == f"{web.address}/none.jsonl"
     assert (problem["kind"], problem["message"]) == ("download", "cannot be had: the server answers 404 Not Found")

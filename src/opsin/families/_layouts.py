@@ -27,7 +27,7 @@ ORIGINAL_TOWER = "model.vision_tower.vision_tower.vision_model."
 
 def llava_layouts(config: VLMConfig) -> tuple[Layout, ...]:
     """Layouts of a whole model. transformers' class has two layers: one is written as two, of which the second does
-    nothing; more than two it cannot hold."""
+    nothing, where an id marks pictures (the published models of one layer have none); more than two it cannot hold."""
     original = Layout(
         name="original",
         rules=_model_rules(
@@ -40,7 +40,8 @@ def llava_layouts(config: VLMConfig) -> tuple[Layout, ...]:
         ),
         optional=("vision.",),
     )
-    if num_connector_layers(config) > 2:
+    num_layers = num_connector_layers(config)
+    if num_layers > 2 or (num_layers == 1 and config.image_token_id is None):
         return (original,)
     return (
         original,
