@@ -113,11 +113,6 @@ class Evaluation:
             file.close()
         return self._conclude(file.outputs, asked, time.perf_counter() - started)
 
-    @property
-    def num_wanted(self) -> int:
-        """Outputs of the whole evaluation, controls included."""
-        return len(self.controls) * len(self.task.examples)
-
     def _ask(self, file: OutputFile) -> int:
         jobs = [(control, index) for control in self.controls for index in range(len(self.task.examples))]
         missing = [job for job in jobs if self._name(job) not in file.outputs]
