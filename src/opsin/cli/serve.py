@@ -16,7 +16,9 @@ MIB = 2**20
 
 def serve(
     model: Annotated[str, typer.Argument(help="A model's folder, a preset's id, or a hub repository.")] = "opsin-mini",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key: Annotated[
         str | None, typer.Option(envvar="OPSIN_API_KEY", help="Key that clients must send; the variable hides it.")

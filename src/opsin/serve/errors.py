@@ -1,6 +1,6 @@
 """What a client is told when something goes wrong: one message, in the shape of OpenAI's errors.
 
-Texts are our own. The text of an exception that we did not write never leaves the server: it may hold paths or addresses.
+Texts are our own. That of an exception that we did not write never leaves the server: it may hold paths or addresses.
 """
 
 from typing import Any

@@ -45,7 +45,7 @@ class Guard:
         if given is None:
             message = "no API key was sent; send the header 'Authorization: Bearer KEY'"
             return RequestError(message, status=401, code="missing_api_key")
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), key.encode("utf-8", "replace")):
+        if not hmac.compare_digest(given, key.encode()):
             return RequestError("the API key is wrong", status=401, code="invalid_api_key")
         return None
 
@@ -56,14 +56,15 @@ def _host(value: str) -> str:
     return name.lower()
 
 
-def _key(authorization: str) -> str | None:
+def _key(authorization: str) -> bytes | None:
     """The key of a Bearer header, or the password of a Basic one, which is what browsers can send."""
     scheme, _, value = authorization.partition(" ")
+    raw = value.strip().encode("latin-1")  # as it came: headers are bytes, read as Latin-1
     if scheme.lower() == "bearer":
-        return value.strip()
+        return raw
     if scheme.lower() == "basic":
         try:
-            return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
-        except (binascii.Error, ValueError):
-            return ""
+            return base64.b64decode(raw, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return b""
     return None

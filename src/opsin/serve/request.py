@@ -1,20 +1,19 @@
 """From the bytes of a request to a conversation and the settings of its answers.
 
-Every field is known: used, allowed where it changes nothing, or refused. Pictures and videos are `data:` URIs, decoded
-here to bytes: what a client writes is never opened as a path or an address.
+Every field is known: used, allowed where it changes nothing, or refused. `messages` reads what is said and shown.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from pydantic import ConfigDict, ValidationError
 
-from opsin.errors import MediaError, nearest
+from opsin.errors import nearest
 from opsin.generate.sampling import Sampling
-from opsin.media.source import read, shorten, sniff
+from opsin.media.source import shorten
 from opsin.serve.errors import RequestError
+from opsin.serve.messages import read_messages
 from opsin.serve.settings import Settings
 from opsin.spec.base import Spec, describe
 from opsin.text.messages import Conversation
@@ -22,8 +21,6 @@ from opsin.text.parse import parse
 
 MAX_DEPTH = 32
 """Lists and objects inside one another; a chat needs six."""
-FORMATS = ("JPEG", "PNG", "WebP", "GIF")
-"""Pictures that are read, which are those of OpenAI's server."""
 
 NOT_FOR_US = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier")
 """Fields that say nothing about the answer. They are accepted and not used."""
@@ -55,21 +52,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
     "chat_template_kwargs": ({},),
 }
-"""Fields of OpenAI's and of other servers that this one cannot follow, and the values (null besides) that ask nothing."""
-
-MESSAGE_KEYS: dict[str, tuple[Any, ...] | None] = {
-    "role": None,
-    "content": None,
-    "name": (),
-    "refusal": (),
-    "audio": (),
-    "annotations": ([],),
-    "tool_calls": ([],),
-    "function_call": (),
-}
-"""Keys of a message; None where any value may stand, else the values (null besides) that ask nothing."""
-
-MEDIA = {"image_url": "image", "video_url": "video"}
+"""Fields that other servers know and this one cannot follow, and the values (null besides) that ask for nothing."""
 
 
 class StreamOptions(Spec):
@@ -143,7 +126,7 @@ def read_request(body: bytes, settings: Settings, *, resizes: bool) -> ChatReque
         raise RequestError("stream_options are for streamed answers; set stream to true", param="stream_options")
     max_tokens = _max_tokens(fields)
     sampling = _sampling(fields, settings, max_tokens)
-    messages, notes = _Messages(settings).read(fields.messages)
+    messages, notes = read_messages(fields.messages, settings)
     record: dict[str, Any] = {"messages": messages}
     if fields.mm_processor_kwargs is not None and fields.mm_processor_kwargs.max_pixels is not None:
         if not resizes:
@@ -205,9 +188,7 @@ def _fields(data: Any) -> Fields:
         elif name not in NOT_FOR_US:
             known = (*Fields.model_fields, *ONLY, *NOT_FOR_US)
             shown = shorten(name, 80)
-            raise RequestError(
-                f"unknown field {shown!r}{nearest(shown, known)}", code="unknown_parameter", param=shown
-            )
+            raise RequestError(f"unknown field {shown!r}{nearest(shown, known)}", code="unknown_parameter", param=shown)
     try:
         return Fields.model_validate(used)
     except ValidationError as error:
@@ -249,94 +230,3 @@ def _sampling(fields: Fields, settings: Settings, max_tokens: int | None) -> Sam
         num_sequences=number,
         stop_strings=stop,
     )
-
-
-class _Messages:
-    """Reads messages into what `text.parse` takes, with the bytes of pictures in the place of their addresses."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.counts = {"image": 0, "video": 0}
-        self.notes: list[str] = []
-
-    def read(self, messages: list[Any]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-        """The messages, and notes on what does not count."""
-        return [self._message(message, f"messages[{index}]") for index, message in enumerate(messages)], tuple(
-            self.notes
-        )
-
-    def _message(self, message: Any, place: str) -> dict[str, Any]:
-        if not isinstance(message, Mapping):
-            raise RequestError(f"{place} must be an object with 'role' and 'content'", param=place)
-        for name, value in message.items():
-            if name not in MESSAGE_KEYS:
-                shown = shorten(str(name), 80)
-                raise RequestError(f"{place} has an unknown key {shown!r}{nearest(shown, MESSAGE_KEYS)}", param=place)
-            allowed = MESSAGE_KEYS[name]
-            if allowed is not None and value is not None and value not in allowed:
-                raise RequestError(
-                    f"{place} has {name!r}, which this server cannot show to the model; leave it out",
-                    code="unsupported_parameter",
-                    param=place,
-                )
-        role, content = message.get("role"), message.get("content")
-        if role not in ("system", "developer", "user", "assistant"):
-            raise RequestError(
-                f"{place}: the role is {shorten(repr(role), 80)}; known: system, developer, user, assistant",
-                param=place,
-            )
-        if content is None and role == "assistant":
-            content = ""
-        if isinstance(content, list):
-            content = [self._part(part, f"{place}.content[{index}]") for index, part in enumerate(content)]
-        elif not isinstance(content, str):
-            raise RequestError(f"{place}: 'content' must be text or a list of parts", param=place)
-        return {"role": role, "content": content}
-
-    def _part(self, part: Any, place: str) -> dict[str, Any]:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text":
-            if set(part) - {"type", "text"} or not isinstance(part.get("text"), str):
-                raise RequestError(f"{place}: a text part has 'type' and 'text', and nothing else", param=place)
-            return {"type": "text", "text": part["text"]}
-        if kind not in MEDIA:
-            raise RequestError(
-                f"{place}: the type is {shorten(repr(kind), 80)}; known: text, {', '.join(MEDIA)}", param=place
-            )
-        value = part.get(kind)
-        holder = value if isinstance(value, Mapping) else {"url": value}
-        if set(part) - {"type", kind} or set(holder) - {"url", "detail"} or not isinstance(holder.get("url"), str):
-            raise RequestError(
-                f"{place}: a part of type {kind} is {{'type': '{kind}', '{kind}': {{'url': 'data:...;base64,...'}}}}",
-                param=place,
-            )
-        detail = holder.get("detail")
-        if detail not in (None, "auto", "high", "original", "low"):
-            raise RequestError(f"{place}: 'detail' is auto, low or high", param=place)
-        if detail == "low":
-            self.notes.append(f"{place}: detail 'low' does not count; the model sees each picture as it always does")
-        return {"type": MEDIA[kind], MEDIA[kind]: self._media(MEDIA[kind], holder["url"], place)}
-
-    def _media(self, kind: str, url: str, place: str) -> bytes | str:
-        self.counts[kind] += 1
-        if self.counts[kind] > self.settings.max_images:
-            raise RequestError(
-                f"{place}: more than {self.settings.max_images} {kind}s, the most that a request may show",
-                code="too_many_images",
-                param=place,
-            )
-        if url[:5].lower() != "data:":
-            raise RequestError(
-                f"{place}: {shorten(url, 60)!r} is not a data: URI, and this server fetches nothing and opens no files. "
-                f"Send the {kind} itself: data:{'image/jpeg' if kind == 'image' else 'video/mp4'};base64,...",
-                code="address_refused",
-                param=place,
-            )
-        if kind == "video":
-            return url
-        name = f"image {self.counts[kind]}"
-        data, _ = read(url, self.settings.limits, name)
-        format_name = sniff(data, name)
-        if format_name not in FORMATS:
-            raise MediaError(f"{name}: is a {format_name} picture; this server reads {', '.join(FORMATS)}.")
-        return data

@@ -41,8 +41,18 @@ def serve(model: Model, settings: Settings, sock: socket.socket) -> bool:
         logger = logging.getLogger(name)
         logger.setLevel(level)
         logger.handlers, logger.propagate = [handler], False
+    server = make_server(model, settings)
+    try:
+        server.run(sockets=[sock])
+    finally:
+        server.service.close()
+        sock.close()
+    return not server.force_exit
+
+
+def make_server(model: Model, settings: Settings) -> "Server":
+    """What `serve` runs."""
     app = make_app(model, settings)
-    service: Service = app.state.service
     config = uvicorn.Config(
         app,
         http="h11",
@@ -55,16 +65,10 @@ def serve(model: Model, settings: Settings, sock: socket.socket) -> bool:
         limit_concurrency=1024,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    server = _Server(config, service)
-    try:
-        server.run(sockets=[sock])
-    finally:
-        service.close()
-        sock.close()
-    return not server.force_exit
+    return Server(config, app.state.service)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Tells the service of signals, and ends by returning: a server that was asked to stop has not failed."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:

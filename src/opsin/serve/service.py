@@ -39,9 +39,7 @@ class Service:
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model = model
         self.settings = settings
-        self.encoder = Encoder(
-            model.config, model.tokenizer, image_mode=settings.image_mode, limits=settings.limits
-        )
+        self.encoder = Encoder(model.config, model.tokenizer, image_mode=settings.image_mode, limits=settings.limits)
         self.worker = Worker(Engine(model.vlm, model.tokenizer, max_rows=settings.max_rows))
         self.pool = ThreadPoolExecutor(ENCODERS, thread_name_prefix="opsin-encode")
         self.inside = 0
@@ -93,9 +91,7 @@ class Service:
                 param="messages",
             )
         sizes = [
-            image_size(
-                picture, mode=self.settings.image_mode, limits=self.settings.limits, name=f"image {number}"
-            )
+            image_size(picture, mode=self.settings.image_mode, limits=self.settings.limits, name=f"image {number}")
             for number, picture in enumerate(conversation.images, start=1)
         ]
         # The length is known from headers, before any picture is decoded.
