@@ -82,7 +82,7 @@ class _Reader:
             if set(part) - {"type", "text"} or not isinstance(part.get("text"), str):
                 raise RequestError(f"{place}: a text part has 'type' and 'text', and nothing else", param=place)
             return {"type": "text", "text": part["text"]}
-        if kind not in MEDIA:
+        if not isinstance(kind, str) or kind not in MEDIA:
             raise RequestError(
                 f"{place}: the type is {shorten(repr(kind), 80)}; known: text, {', '.join(MEDIA)}", param=place
             )
@@ -110,7 +110,8 @@ class _Reader:
             )
         if url[:5].lower() != "data:":
             raise RequestError(
-                f"{place}: {shorten(url, 60)!r} is not a data: URI, and this server fetches and opens nothing. Send the {kind} itself: data:{'image/jpeg' if kind == 'image' else 'video/mp4'};base64,...",
+                f"{place}: {shorten(url, 60)!r} is not a data: URI, and this server fetches and opens nothing. Send "
+                f"the {kind} itself: data:{'image/jpeg' if kind == 'image' else 'video/mp4'};base64,...",
                 code="address_refused",
                 param=place,
             )
