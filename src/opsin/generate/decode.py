@@ -296,5 +296,6 @@ def not_finite(top: float, sequence: OpenAnswer, name: str) -> GenerationError:
     """The error for logits whose largest, `top`, is no number. name: of the prompt."""
     return GenerationError(
         f"the model gave {top} instead of numbers after {len(sequence.ids)} new tokens for prompt {name!r}. float16 "
-        "overflows with some models: use bfloat16 or float32; otherwise the weights are damaged."
+        "overflows with some models: use bfloat16 or float32; otherwise the weights are damaged.",
+        kind="not_finite",
     )

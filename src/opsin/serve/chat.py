@@ -10,7 +10,6 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from opsin.errors import OpsinError
 from opsin.generate.decode import Answer
 from opsin.generate.engine import Token
 from opsin.serve.answer import Reply
@@ -103,9 +102,9 @@ class ChatCompletions:
                 message = f"the request waited for {seconds} without its turn coming; try again later"
                 error = RequestError(message, status=503, code="queue_timeout")
         except Exception as problem:
-            if not isinstance(problem, OpsinError):
-                log.error("a request failed", exc_info=problem)
             error = told(problem)
+            if error.status == 500:
+                log.error("a request failed", exc_info=problem)
         if sender.status is None:
             await sender.refuse(error)
             return

@@ -41,5 +41,6 @@ def told(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, CLIENTS_OWN):
-        return RequestError(str(error), code=error.kind or "invalid_request")
+        status = 500 if error.kind == "not_finite" else 400
+        return RequestError(str(error), status=status, code=error.kind or "invalid_request")
     return RequestError("something went wrong in the server; its log says what", status=500, code="internal_error")

@@ -134,6 +134,8 @@ class Service:
                 left -= event.answer is not None
                 yield event
 
+        if not self.worker.is_alive:
+            raise RequestError("the model has stopped; the server must be started anew", status=503, code="failed")
         self.prompt_tokens += prepared.prompt.num_tokens
         job = self.worker.submit(prepared.prompt, prepared.request.sampling, listen)
         try:

@@ -1,6 +1,5 @@
 """The one thread in which the model runs. Requests reach it by a queue and hear from it by call-backs."""
 
-import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -10,8 +9,6 @@ from opsin.encode import Encoded
 from opsin.errors import OpsinError
 from opsin.generate.engine import Engine, Failure, Token
 from opsin.generate.sampling import Sampling
-
-log = logging.getLogger("opsin.serve")
 
 Event = Token | Failure
 Listener = Callable[[Event], None]
@@ -106,8 +103,6 @@ class Worker:
             return
         if isinstance(event, Failure):
             job.left = 0
-            if not isinstance(event.error, OpsinError):
-                log.error("an answer failed", exc_info=event.error)
         else:
             job.left -= event.answer is not None
         if not job.left:
