@@ -88,7 +88,8 @@ class Live:
     def call(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Said:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, body, headers or {})
+            headers = headers or {}
+            connection.request(method, path, body, headers, encode_chunked="Transfer-Encoding" in headers)
             response = connection.getresponse()
             return Said(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
         finally:

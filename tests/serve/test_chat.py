@@ -2,7 +2,6 @@
 
 import json
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -217,4 +216,3 @@ def test_answers_under_way_are_finished_when_the_server_is_told_to_stop(serving,
     live.thread.join(10)
     assert not live.thread.is_alive()
     assert not live.service.worker.is_alive
-    assert not [each for each in threading.enumerate() if each.name == "opsin-model"]

@@ -34,7 +34,7 @@ def still_answers(request):
     if "live" in request.fixturenames:
         live = request.getfixturevalue("live")
         assert live.post(asking("Canary", PHOTO)).text == live.post(asking("Canary", PHOTO, stream=False)).text
-        assert live.service.inside == 0
+        wait_until(lambda: live.service.inside == 0)
 
 
 ADDRESSES = [
@@ -146,7 +146,7 @@ def test_what_a_picture_is_called_does_not_count(live):
         ({"max_tokens": 1.5}, "max_tokens: Input should be a valid integer"),
         ({"max_tokens": True}, "max_tokens: Input should be a valid integer"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "send one"),
-        ({"max_tokens": 10**6}, "together more than the 2048 that the model was trained for"),
+        ({"max_tokens": 10**6}, "together more than the 4096 that the model was trained for"),
         ({"max_tokens": 10**30}, "max_tokens"),
         ({"n": 0}, "n is 0; it must be from 1 to 8"),
         ({"n": 9, "temperature": 1}, "n is 9; it must be from 1 to 8"),
@@ -237,16 +237,16 @@ def test_limits_hold_at_the_limit_and_refuse_above_it(serving, tiny):
 
 def test_the_context_is_counted_in_numbers_before_any_picture_is_decoded(live, monkeypatch):
     length = live.post(asking("?", PHOTO)).json["usage"]["prompt_tokens"]
-    fits = live.post(asking("?", PHOTO, max_tokens=2048 - length, stop=[" "]))
+    fits = live.post(asking("?", PHOTO, max_tokens=4096 - length, stop=[" "]))
     assert fits.status == 200
     monkeypatch.setattr(live.service.encoder, "prepare_image", None)
-    message = live.post(asking("?", PHOTO, max_tokens=2049 - length)).refused(400, "context_length_exceeded")
+    message = live.post(asking("?", PHOTO, max_tokens=4097 - length)).refused(400, "context_length_exceeded")
     assert f"the prompt takes {length} tokens (9 of them for pictures)" in message
-    assert f"the answer may take {2049 - length}" in message
+    assert f"the answer may take {4097 - length}" in message
     monkeypatch.undo()
     assert "takes" in live.post(asking("word " * 2000)).refused(400, "context_length_exceeded")
-    message = live.post(asking("a" * 40_000)).refused(400, "context_length_exceeded")
-    assert "the text has 40000 characters, at most 32768 are read" in message
+    message = live.post(asking("a" * 70_000)).refused(400, "context_length_exceeded")
+    assert "the text has 70000 characters, at most 65536 are read" in message
 
 
 def test_a_full_queue_refuses_at_once_and_recovers(serving, tiny, pause):
@@ -339,7 +339,7 @@ def test_the_other_routes(live):
     models = live.get("/v1/models").json
     assert models["object"] == "list"
     assert [each["id"] for each in models["data"]] == ["tiny"]
-    assert models["data"][0]["max_model_len"] == 2048
+    assert models["data"][0]["max_model_len"] == 4096
     assert live.get("/v1/models/tiny").json == models["data"][0]
     live.get("/v1/models/a/b").refused(404, "model_not_found")
     for path in ("/docs", "/openapi.json", "/redoc", "/v1/embeddings", "/page/index.html", "/../../etc/passwd"):

@@ -176,29 +176,33 @@ class Engine:
 
     def _draw(self, events: list[Token | Failure]) -> None:
         """One token for every row, told by `events`; rows that go on are run with it."""
+        self._drop_what_is_no_number(events)
         if self._state is None:
             return
         ids = self._sample(self._state)
-        values, tops = ids.tolist(), self._state.logits.amax(dim=-1).tolist()
-        now = time.perf_counter()
-        keep, failed = [], set()
-        for place, (row, value, top) in enumerate(zip(self._rows, values, tops, strict=True)):
-            if row.ticket in failed:
-                continue
-            if not math.isfinite(top):
-                failed.add(row.ticket)
-                events.append(Failure(row.ticket, not_finite(top, row.answer, row.name)))
-                continue
+        values, now = ids.tolist(), time.perf_counter()
+        keep = []
+        for place, (row, value) in enumerate(zip(self._rows, values, strict=True)):
             finish = row.answer.push(value)
             answer = finish and row.answer.answer(finish, row.prefilled - row.started, now - row.prefilled)
             events.append(Token(row.ticket, row.answer.number, row.answer.pieces[-1], answer))
             if answer is None:
                 keep.append(place)
-        keep = [place for place in keep if self._rows[place].ticket not in failed]
         self._state.see(ids)
         self._leave(keep)
         if self._state is not None:
             self._state.run(self.vlm, ids[keep])
+
+    def _drop_what_is_no_number(self, events: list[Token | Failure]) -> None:
+        """A prompt whose logits are not finite fails, all of its answers; nothing could be drawn from them."""
+        if self._state is None:
+            return
+        failed: set[int] = set()
+        for row, top in zip(self._rows, self._state.logits.amax(dim=-1).tolist(), strict=True):
+            if not math.isfinite(top) and row.ticket not in failed:
+                failed.add(row.ticket)
+                events.append(Failure(row.ticket, not_finite(top, row.answer, row.name)))
+        self._leave([place for place, row in enumerate(self._rows) if row.ticket not in failed])
 
     def _sample(self, state: "_State") -> Tensor:
         """The next id of every row: (rows,). Rows with the same settings are drawn together."""
