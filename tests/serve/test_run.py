@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -66,7 +65,7 @@ class Process:
         return code
 
 
-def test_a_folder_is_served_until_ctrl_c_which_lets_answers_end(folder):
+def test_a_folder_is_served_until_sigterm_which_lets_answers_end(folder):
     server = Process(folder, "--max-tokens", 3, OPSIN_API_KEY="s3cret")
     try:
         assert "mine is served at" in server.said
@@ -76,11 +75,11 @@ def test_a_folder_is_served_until_ctrl_c_which_lets_answers_end(folder):
         status, said = server.post({**request, "max_tokens": None}, **key)
         assert (status, said["usage"]["completion_tokens"]) == (200, 3)
         answers = []
-        long = {**request, "max_tokens": 1500}
+        long = {**request, "max_tokens": 600}
         thread = threading.Thread(target=lambda: answers.append(server.post(long, **key)))
         thread.start()
         time.sleep(0.3)
-        server.process.send_signal(signal.SIGINT)
+        server.process.send_signal(signal.SIGTERM)
         thread.join(30)
         assert answers[0][0] == 200
         assert server.end() == 0
@@ -91,15 +90,12 @@ def test_a_folder_is_served_until_ctrl_c_which_lets_answers_end(folder):
         server.process.kill()
 
 
-def test_a_second_ctrl_c_stops_at_once_and_sigterm_alone_ends_well(folder):
+def test_a_second_ctrl_c_stops_at_once(folder):
     server = Process(folder)
     try:
-
-        def ask() -> None:
-            with suppress(OSError, http.client.HTTPException):  # the connection breaks
-                server.post({**asking(max_tokens=1800), "model": "mine"})
-
-        thread = threading.Thread(target=ask)
+        answers = []
+        long = {**asking(max_tokens=3000), "model": "mine"}
+        thread = threading.Thread(target=lambda: answers.append(server.post(long)))
         thread.start()
         time.sleep(0.3)
         server.process.send_signal(signal.SIGINT)
@@ -109,12 +105,8 @@ def test_a_second_ctrl_c_stops_at_once_and_sigterm_alone_ends_well(folder):
         assert server.end() == 130
         assert time.monotonic() - started < 10
         thread.join(5)
-    finally:
-        server.process.kill()
-    server = Process(folder)
-    try:
-        server.process.send_signal(signal.SIGTERM)
-        assert server.end() == 0
+        status, said = answers[0]
+        assert (status, said["error"]["code"]) == (503, "shutting_down")
     finally:
         server.process.kill()
 

@@ -78,11 +78,14 @@ def serve(
         default_max_tokens=max_tokens,
         timeout_seconds=timeout,
     )
-    shown = f"[{host}]" if ":" in host else host
-    _say(f"{settings.name} is served at http://{shown}:{sock.getsockname()[1]} (Ctrl-C ends)")
-    if not is_local and api_key is None:
-        _say("everyone who reaches this address is served; --api-key or OPSIN_API_KEY asks for a key")
-    if not serve_model(loaded, settings, sock):
+
+    def ready() -> None:
+        shown = f"[{host}]" if ":" in host else host
+        _say(f"{settings.name} is served at http://{shown}:{sock.getsockname()[1]} (Ctrl-C ends)")
+        if not is_local and api_key is None:
+            _say("everyone who reaches this address is served; --api-key or OPSIN_API_KEY asks for a key")
+
+    if not serve_model(loaded, settings, sock, ready=ready):
         raise KeyboardInterrupt
 
 

@@ -51,6 +51,9 @@ class ChatCompletions:
             return
         except RequestError as error:
             await sender.refuse(error)
+        except asyncio.CancelledError:  # by a server that stops; the client has been told
+            if not self.service.draining or sender.status is None:
+                raise
         status = sender.status or 500
         self.service.statuses[status] += 1
         log.info("%d in %.2f s, %d + %d tokens", status, time.perf_counter() - started, reply.prompt_tokens, reply.new)
@@ -105,13 +108,11 @@ class ChatCompletions:
             error = told(problem)
             if error.status == 500:
                 log.error("a request failed", exc_info=problem)
-        if sender.status is None:
-            await sender.refuse(error)
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_SECONDS):
-                await sender.event(error.body)
-                await sender.close_events(done=False)
+        except asyncio.CancelledError:
+            if self.service.draining:
+                await _last_words(sender, RequestError("the server stopped", status=503, code="shutting_down"))
+            raise
+        await _last_words(sender, error)
 
     async def _send_answer(self, body: bytes, sender: Sender, progress: "_Progress") -> None:
         service = self.service
@@ -139,6 +140,17 @@ class ChatCompletions:
         if prepared.request.include_usage:
             await sender.event(reply.usage_chunk(answers))
         await sender.close_events(done=True)
+
+
+async def _last_words(sender: Sender, error: RequestError) -> None:
+    """Tell a client of an error, at whatever point of the answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_SECONDS):
+            if sender.status is None:
+                await sender.refuse(error)
+            else:
+                await sender.event(error.body)
+                await sender.close_events(done=False)
 
 
 class _Progress:

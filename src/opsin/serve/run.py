@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -30,8 +31,10 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(model: Model, settings: Settings, sock: socket.socket) -> bool:
+def serve(model: Model, settings: Settings, sock: socket.socket, *, ready: Callable[[], None]) -> bool:
     """Serve a model until a signal comes. Returns whether all answers were finished.
+
+    ready: called once requests are answered and signals are heard.
 
     The first Ctrl-C, or SIGTERM, ends listening and lets running answers end; the second stops at once.
     """
@@ -42,6 +45,7 @@ def serve(model: Model, settings: Settings, sock: socket.socket) -> bool:
         logger.setLevel(level)
         logger.handlers, logger.propagate = [handler], False
     server = make_server(model, settings)
+    server.ready = ready
     try:
         server.run(sockets=[sock])
     finally:
@@ -74,6 +78,11 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
+        self.ready: Callable[[], None] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
