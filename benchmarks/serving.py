@@ -5,8 +5,9 @@
 
 A random model with the geometry of LLaVA-1.5 (576 tokens a picture), a tower of 6 x 256 and a language model of 8 x
 512, behind the real server on a free port; each request has its own question and asks for as many tokens.
-Both ways take turns, a ratio is taken inside each round (above 1, requests that come together are answered faster), and
-its median and range are printed. All answers are checked to be equal both ways.
+Both ways take turns, a ratio is taken inside each round (above 1, requests that come together are answered with less),
+and its median and range are printed, of seconds and of the process's CPU seconds, which other work on the machine
+disturbs less. All answers are checked to be equal both ways.
 """
 
 import argparse
@@ -16,10 +17,12 @@ import io
 import json
 import re
 import statistics
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -77,16 +80,17 @@ def post(port: int, body: bytes) -> tuple[str, int]:
     return data["choices"][0]["message"]["content"], data["usage"]["completion_tokens"]
 
 
-def measure(port: int, bodies: list[bytes]) -> tuple[float, float, int]:
-    """Seconds one by one, seconds at once, and tokens of all answers."""
-    started = time.perf_counter()
+def measure(port: int, bodies: list[bytes]) -> tuple[int, tuple[float, float], tuple[float, float]]:
+    """Tokens of all answers, and (seconds, CPU seconds) one by one and at once."""
+    clocks = [(time.perf_counter(), time.process_time())]
     single = [post(port, body) for body in bodies]
-    between = time.perf_counter()
+    clocks.append((time.perf_counter(), time.process_time()))
     with ThreadPoolExecutor(len(bodies)) as threads:
         together = list(threads.map(lambda body: post(port, body), bodies))
-    ended = time.perf_counter()
+    clocks.append((time.perf_counter(), time.process_time()))
     assert together == single, "answers in company are not those that requests get alone"
-    return between - started, ended - between, sum(count for _, count in single)
+    alone, at_once = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(clocks)]
+    return sum(count for _, count in single), alone, at_once
 
 
 def main() -> None:
@@ -97,39 +101,40 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtypes", nargs="+", default=("float32",), choices=("float32", "bfloat16"))
+    parser.add_argument("--kinds", nargs="+", dest="requests_of", default=("text", "picture"))
     parser.add_argument("--update-docs", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     lines = [
-        "| dtype | request | tokens | one by one | at once | ratio | range |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| dtype | request | tokens | clock | one by one | at once | ratio | range |",
+        "|---|---|---:|---|---:|---:|---:|---:|",
     ]
     for dtype in given.dtypes:
         server, thread, port = start(getattr(torch, dtype), given.requests)
         try:
-            for kind in ("text", "picture and text"):
+            for kind in given.requests_of:
                 bodies = [
-                    request(number, given.tokens, with_picture=kind != "text") for number in range(given.requests)
+                    request(number, given.tokens, with_picture=kind == "picture") for number in range(given.requests)
                 ]
                 post(port, bodies[0])
                 rounds = [measure(port, bodies) for _ in range(given.rounds)]
-                ratios = sorted(single / together for single, together, _ in rounds)
-                rates = [statistics.median(each[2] / each[way] for each in rounds) for way in (0, 1)]
-                lines.append(
-                    f"| {dtype} | {kind} | {rounds[0][2]} | {rates[0]:.0f} tokens/s | {rates[1]:.0f} tokens/s | "
-                    f"{statistics.median(ratios):.2f} | {ratios[0]:.2f} to {ratios[-1]:.2f} |"
-                )
-                print(lines[-1], flush=True)
+                for clock, unit in enumerate(("seconds", "CPU seconds")):
+                    ratios = sorted(alone[clock] / at_once[clock] for _, alone, at_once in rounds)
+                    single, together = (statistics.median(each[way][clock] for each in rounds) for way in (1, 2))
+                    lines.append(
+                        f"| {dtype} | {kind} | {rounds[0][0]} | {unit} | {single:.2f} | {together:.2f} | "
+                        f"{statistics.median(ratios):.2f} | {ratios[0]:.2f} to {ratios[-1]:.2f} |"
+                    )
+                    print(lines[-1], flush=True)
         finally:
             server.should_exit = True
             thread.join()
     table = "\n".join(lines)
     print(table)
     if given.update_docs:
-        stamp = (
-            f"`python benchmarks/serving.py`, {date.today()}, {processor_name()}, {given.threads} thread(s), "
-            f"torch {torch.__version__}:"
-        )
+        command = " ".join(["python benchmarks/serving.py", *sys.argv[1:]])
+        machine = f"{processor_name()}, {given.threads} thread(s), torch {torch.__version__}"
+        stamp = f"`{command}`, {date.today()}, {machine}:"
         page, count = re.subn(
             "<!-- serving: begin -->.*<!-- serving: end -->",
             lambda _: f"<!-- serving: begin -->\n{stamp}\n\n{table}\n<!-- serving: end -->",
