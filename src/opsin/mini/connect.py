@@ -1,7 +1,7 @@
 """Third stage: the connector learns to write, from what the tower sees, the rows that the language model can read.
 
-LLaVA's first stage teaches its projector through captions. Here both sides are known row by row, so the connector learns
-by regression: far more is told about each picture, and minutes are enough.
+LLaVA's first stage teaches its projector through captions. Here both sides are known row by row, so the connector
+learns by regression: far more is told about each picture, and minutes are enough.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from opsin import weights
 from opsin.demo.fit import Fit, fit, save_half
 from opsin.mini import tower
-from opsin.mini.labels import FIELDS
+from opsin.mini.labels import FIELDS, token_places
 from opsin.mini.language import DECODER_FILE, ORACLE_FILE, Oracle, codes
 from opsin.mini.model import config
 from opsin.nn.vlm import VLM
@@ -47,7 +47,8 @@ class Connecting(nn.Module):
         patches, grids, labels = tower.batch(seed, step, "train")
         with torch.no_grad():
             features = self.vlm.vision(patches.to(self.vlm.vision.patch.weight.dtype), grids)
-            wanted = self.oracle(torch.from_numpy(codes(labels.view(-1, 4, len(FIELDS)).numpy()))).float()
+            places = np.tile(token_places(int(grids[0, 1]) // 2, int(grids[0, 2]) // 2), (len(grids), 1))
+            wanted = self.oracle(torch.from_numpy(codes(labels.view(-1, 4, len(FIELDS)).numpy(), places))).float()
         rows = self.vlm.connector(features, grids).float()
         return F.mse_loss(rows, wanted) / wanted.var()
 

@@ -2,8 +2,7 @@
 
 Where a picture's rows will stand, it is given the labels of the patches (`labels.py`), as rows made of a learned vector
 per label and place in the token. So both halves of the model learn at the same time, each from exactly what it needs to
-know; `connect.py` then teaches the connector to write such rows from what the tower sees. Where a token stands in the
-picture is told by M-RoPE alone, as it will be.
+know; `connect.py` then teaches the connector to write such rows from what the tower sees.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from opsin.collate import pack
 from opsin.demo.fit import Fit, fit, save_half, spread_normal_
 from opsin.demo.scene import Split
 from opsin.encode import Encoded, Encoder
-from opsin.mini.labels import FIELDS, in_blocks, patch_labels
+from opsin.mini.labels import FIELDS, NUM_PLACES, in_blocks, patch_labels, token_places
 from opsin.mini.model import config
 from opsin.mini.talk import conversation
 from opsin.mini.tasks import Sample, sample
@@ -30,7 +29,7 @@ from opsin.text.tokenizer import Tokenizer, load_tokenizer
 
 DECODER_FILE, ORACLE_FILE = "decoder.safetensors", "oracle.safetensors"
 RUN = Fit(
-    steps=2900,
+    steps=2300,
     optim=Muon(lr=0.003, weight_decay=0.02, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
 )
 BATCH = 16
@@ -50,19 +49,19 @@ class Labelled:
 
     encoded: Encoded
     codes: NDArray[np.int64]
-    """(rows, 28) codes of each row's labels, 0 for nothing."""
+    """(rows, 38) codes of each row's labels, 0 for nothing."""
 
 
 class Oracle(nn.Module):
-    """Rows from labels: the sum of a vector per label and place."""
+    """Rows from labels: the sum of a vector per label and place in the token, and of where the token stands."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         # Of three axes, so that Muon, which is for hidden matrices, leaves it to AdamW.
-        self.table = nn.Parameter(torch.randn(1, 1 + 4 * _NUM_CODES, dim) * 0.5)
+        self.table = nn.Parameter(torch.randn(1, 1 + 4 * _NUM_CODES + 2 * NUM_PLACES, dim) * 0.5)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """codes: (R, 28) -> (R, D)."""
+        """codes: (R, 38) -> (R, D)."""
         return F.embedding_bag(codes, self.table[0], mode="sum", padding_idx=0)
 
 
@@ -89,23 +88,30 @@ class LanguageModel(nn.Module):
 
 
 def codes(
-    labels: NDArray[np.int64], *, dropout: float = 0.0, rng: np.random.Generator | None = None
+    labels: NDArray[np.int64],
+    places: NDArray[np.int64],
+    *,
+    dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
 ) -> NDArray[np.int64]:
-    """(tokens, 4, 7) labels -> (tokens, 28) rows of the oracle's table."""
+    """(tokens, 4, 9) labels and (tokens, 2) places -> (tokens, 38) rows of the oracle's table."""
     present = labels > 0
     if dropout:
         assert rng is not None
         present[..., 1:3] &= rng.random((*labels.shape[:2], 2)) >= dropout
-    places = 1 + np.arange(4)[:, None] * _NUM_CODES + _OFFSETS + labels
-    return np.where(present, places, 0).reshape(len(labels), -1)
+    numbered = 1 + np.arange(4)[:, None] * _NUM_CODES + _OFFSETS + labels
+    placed = 1 + 4 * _NUM_CODES + np.array([0, NUM_PLACES]) + places
+    return np.concatenate([np.where(present, numbered, 0).reshape(len(labels), -1), placed], axis=1)
 
 
-def labels_of(shown: Sample) -> NDArray[np.int64]:
-    """(rows, 4, 7) labels of everything a sample shows, in the order of its rows."""
+def labels_of(shown: Sample) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(rows, 4, 9) labels and (rows, 2) places of everything a sample shows, in the order of its rows."""
     scenes = list(shown.pictures)
     if shown.clip:
         scenes += [shown.clip.between(pair) for pair in range(len(shown.clip.frames) // 2)]
-    return np.concatenate([in_blocks(patch_labels(scene)) for scene in scenes])
+    labels = [patch_labels(scene) for scene in scenes]
+    places = [token_places(each.shape[0] // 2, each.shape[1] // 2) for each in labels]
+    return np.concatenate([in_blocks(each) for each in labels]), np.concatenate(places)
 
 
 def labelled(seed: int, index: int, split: Split, encoder: Encoder) -> Labelled:
@@ -113,7 +119,7 @@ def labelled(seed: int, index: int, split: Split, encoder: Encoder) -> Labelled:
     shown = sample(seed, index, split, num_questions=QUESTIONS)
     encoded = encoder.encode(conversation(shown, painted=False), mode="train")
     rng = np.random.default_rng([seed, index])
-    return Labelled(encoded, codes(labels_of(shown), dropout=DROPOUT if split == "train" else 0.0, rng=rng))
+    return Labelled(encoded, codes(*labels_of(shown), dropout=DROPOUT if split == "train" else 0.0, rng=rng))
 
 
 def loss(module: nn.Module, samples: list[Labelled]) -> Tensor:
@@ -133,7 +139,7 @@ def measure(module: nn.Module, encoder: Encoder, *, count: int = 320) -> dict[st
         shown = sample(1, index, "heldout", num_questions=QUESTIONS)
         alone = [Sample(shown.pictures, shown.clip, (question,)) for question in shown.questions]
         encoded = [encoder.encode(conversation(one, painted=False), mode="train") for one in alone]
-        rows = torch.from_numpy(codes(labels_of(shown))).repeat(len(alone), 1)
+        rows = torch.from_numpy(codes(*labels_of(shown))).repeat(len(alone), 1)
         found, wanted = module.logits(pack(encoded), rows)
         good = found.argmax(-1) == wanted
         start = 0

@@ -1,4 +1,4 @@
-"""Fourth stage: everything learns together, from painted pictures and clips with questions, through `opsin train`'s loop."""
+"""Fourth stage: everything learns together from pictures and clips with questions, through `opsin train`'s loop."""
 
 from dataclasses import dataclass
 from pathlib import Path

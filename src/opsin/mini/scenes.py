@@ -1,7 +1,7 @@
 """What opsin-mini's pictures and clips show, chosen by a seed: the demo's scenes, at any size and with things anywhere.
 
-`demo.drawn.draw` paints a scene. Held-out combinations are the demo's (`demo.scene.is_heldout`): the `heldout` split shows
-pairs of shape and colour, words, numbers and charts that `train` never shows.
+`demo.drawn.draw` paints a scene. Held-out combinations are the demo's (`demo.scene.is_heldout`): the `heldout` split
+shows pairs of shape and colour, words, numbers and charts that `train` never shows.
 """
 
 import random
@@ -131,7 +131,7 @@ def writing(rng: random.Random, text: str, size: tuple[int, int], *, top: int, b
 
 def reading(rng: random.Random, split: Split) -> Scene:
     """A word, a number, or one above the other."""
-    kinds = rng.choice((("word",), ("number",), ("word", "number"), ("number", "word")))
+    kinds = rng.choice((("word",), ("word", "number"), ("word", "number"), ("number", "word"), ("number", "word")))
     while True:
         width, height = rng.choice((80, 96, 112, 128)), rng.choice(SIDES)
         if width * height > MAX_AREA:
@@ -190,7 +190,7 @@ def clip(rng: random.Random, split: Split) -> Clip:
     num_frames = rng.choice((4, 4, 6))
     ground = draw_ground(rng)
     while True:
-        pairs = [pick_pair(rng, split) for _ in range(rng.choice((1, 2, 2)))]
+        pairs = [pick_pair(rng, split) for _ in range(rng.choice((1, 2, 2, 2)))]
         if len(set(pairs)) < len(pairs):
             continue
         direction: Direction = rng.choice(list(STEPS))

@@ -54,13 +54,13 @@ def sample(seed: int, index: int, split: Split, *, num_questions: int = 8) -> Sa
 
 def _show(rng: random.Random, split: Split) -> Sample:
     dice = rng.random()
-    if dice < 0.50:
+    if dice < 0.36:
         return Sample(pictures=(objects(rng, split),))
-    if dice < 0.68:
+    if dice < 0.60:
         return Sample(pictures=(reading(rng, split),))
-    if dice < 0.77:
+    if dice < 0.71:
         return Sample(pictures=(chart(rng, split),))
-    if dice < 0.89:
+    if dice < 0.85:
         return Sample(pictures=two_pictures(rng, split))
     return Sample(clip=clip(rng, split))
 
