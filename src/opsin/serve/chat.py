@@ -148,7 +148,7 @@ async def _last_words(sender: Sender, error: RequestError) -> None:
         async with asyncio.timeout(LAST_WORDS_SECONDS):
             if sender.status is None:
                 await sender.refuse(error)
-            else:
+            elif sender.is_streaming:
                 await sender.event(error.body)
                 await sender.close_events(done=False)
 

@@ -21,6 +21,8 @@ class Sender:
         self._send = send
         self.status: int | None = None
         """Once it is sent."""
+        self.is_streaming = False
+        """Whether it is events that are sent."""
 
     async def json(self, data: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """A whole answer."""
@@ -34,6 +36,7 @@ class Sender:
 
     async def open_events(self) -> None:
         """The head of a stream of events. Proxies are told to hand every one on at once."""
+        self.is_streaming = True
         head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         await self._start(200, head, {"x-accel-buffering": "no"})
 
