@@ -19,6 +19,7 @@ from opsin.errors import OpsinError, nearest, unknown
 VERBS = {
     "demo": "Train a small model here, ask it about new pictures, write a report.",
     "chat": "Talk with a model about pictures.",
+    "serve": "Serve a model over HTTP, as OpenAI's chat completions.",
     "match": "Which text fits a picture, or which pictures of a folder fit a text.",
     "plan": "How many tokens pictures take, before anything is loaded.",
     "verify": "Compare a model with transformers, rung by rung.",
