@@ -37,7 +37,8 @@ def test_the_sum_is_that_of_the_answers_own_tokens(encoder):
     (found,) = score(vlm, [encoded])
     said = "".join(encoder.tokenizer.decode([int(each)]) for each in encoded.ids[encoded.supervised])
     assert said.strip() == "a cat", "nothing of the format's after it"
-    logits = vlm.logits(vlm.hidden(pad([encoded])))[0].double().log_softmax(-1)
+    with torch.no_grad():
+        logits = vlm.logits(vlm.hidden(pad([encoded])))[0].double().log_softmax(-1)
     taught = encoded.supervised.nonzero()[0]
     assert found.num_tokens == len(taught)
     wanted = sum(float(logits[at - 1, encoded.ids[at]]) for at in taught)
