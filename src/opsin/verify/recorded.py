@@ -376,16 +376,16 @@ def _logits(case: Case, vlm: VLM, samples: Sequence[Encoded], recorded: Sequence
 
 
 def _loss(case: Case, vlm: VLM, samples: Sequence[Encoded], outputs: Arrays) -> Pairs:
-    """Mean over all taught tokens of the batch, as in training: rotations that grow at inference only do not."""
+    """Mean over all taught tokens of the batch. Rotations that grow at inference only do not; nothing is dropped."""
     if "loss" not in outputs:
         return
     batch = pad(samples)
     places, targets = batch.targets()
-    vlm.train()
+    vlm.training = True  # of the model itself, which decides about rotations; its parts stay as they are
     try:
         logits = vlm.logits(vlm.hidden(batch, wanted=places))
     finally:
-        vlm.eval()
+        vlm.training = False
     table = case.data.get("tolerances", case.data.get("tolerance"))
     has_own = not isinstance(table, dict) or "logits_atol" not in table or "loss_atol" in table
     allowed = case.allowed("loss" if has_own else "logits")
