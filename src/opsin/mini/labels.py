@@ -20,6 +20,13 @@ FIELDS = (len(ANCHORS), len(COVERS), len(INKS), *(NUM_REACHES + 1,) * 4, len(BEF
 ANCHOR, COVER, INK, REACH, PREVIOUS, VALUE = 0, 1, 2, slice(3, 7), 7, 8
 NUM_PLACES = 24
 """Into how many parts a side is cut to tell where a token stands."""
+WORDS: dict[int, tuple[str, ...]] = {
+    ANCHOR: tuple(name.removeprefix("value ") for name in ANCHORS),
+    COVER: COVERS,
+    INK: INKS,
+    VALUE: tuple(map(str, range(MAX_BAR + 1))),
+}
+"""How the language says a label, for those it has a word for; `nothing` (0) is not said."""
 _ANCHOR_IDS = {name: index for index, name in enumerate(ANCHORS)}
 _COVER_IDS = {name: index for index, name in enumerate(COVERS)}
 _BEFORE_IDS = {name: index for index, name in enumerate(BEFORE)}
