@@ -32,7 +32,7 @@ VERBS = {
     "env": "Versions and devices, for bug reports.",
 }
 """Each verb is the function of that name in the module `opsin.cli.VERB`, or a group of commands of its own."""
-NEED_MORE = ("chat", "plan", "show", "eval", "export", "data")
+NEED_MORE = ("plan", "show", "eval", "export", "data")
 """Verbs that show their help where nothing is given."""
 
 
