@@ -11,8 +11,8 @@ from opsin.text.messages import Conversation
 from opsin.train.log import Reporter
 from opsin.train.runner import run as train
 
-STEPS = 2500
-SAMPLES = 16
+STEPS = 2300
+SAMPLES = 12
 """Samples per step, each with several questions in one conversation."""
 QUESTIONS = 8
 STAGE = "finetune"
