@@ -3,10 +3,11 @@
     python experiments/ucm/prepare.py DATA [OUT]
 
 DATA  folder with captions.jsonl (image, split, captions) and the pictures
-OUT   data/{train,val,test}.jsonl   one record per picture and caption, shuffled; paths as seen from there
-      tokenizer/                    BERT's kind (WordPiece): the words of the training captions, and single letters
-      start/                        the model of stage 1: tower, Q-Former with its text side, heads
-      start-captions/               the model of stage 2: the same tower and Q-Former, and a small language model
+OUT   data/{train,val}-pairs.jsonl    one record per picture and caption, shuffled, to train on and to judge by
+      data/{val,test}.jsonl           one record per picture with its five captions, for `opsin eval`
+      tokenizer/                      BERT's kind (WordPiece): the words of the training captions, and single letters
+      start/                          the model of stage 1: tower, Q-Former with its text side, heads
+      start-captions/                 the model of stage 2: the same tower and Q-Former, and a small language model
 """
 
 import argparse
@@ -55,16 +56,19 @@ def records(data: Path, split: str) -> list[dict[str, Any]]:
         return [record for record in map(json.loads, file) if record["split"] == split]
 
 
-def write_pairs(data: Path, file: Path, split: str) -> None:
-    """One record per picture and caption. Shuffled, so that a pass over the file in its order meets many pictures."""
-    pairs = [
-        {"image": os.path.relpath(data / record["image"], file.parent), "caption": caption}
-        for record in records(data, split)
-        for caption in record["captions"]
-    ]
-    random.Random(0).shuffle(pairs)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+def write_data(data: Path, folder: Path) -> None:
+    """The files of records. Paths of pictures are as seen from there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "test"):
+        pictures = [
+            {"image": os.path.relpath(data / record["image"], folder), "captions": record["captions"]}
+            for record in records(data, split)
+        ]
+        pairs = [{"image": each["image"], "caption": text} for each in pictures for text in each["captions"]]
+        random.Random(0).shuffle(pairs)  # a pass over the file in its order then meets many pictures
+        for name, rows in ((f"{split}-pairs", pairs), (split, pictures)):
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 def write_tokenizer(folder: Path, captions: Iterator[str]) -> None:
@@ -104,8 +108,7 @@ def spread(module: nn.Module) -> None:
 
 def prepare(data: Path, out: Path) -> None:
     """Write everything that the runs read."""
-    for split in ("train", "val", "test"):
-        write_pairs(data, out / "data" / f"{split}.jsonl", split)
+    write_data(data, out / "data")
     write_tokenizer(out / "tokenizer", (text for record in records(data, "train") for text in record["captions"]))
     tokenizer = load_tokenizer(out / "tokenizer")
     compares = RetrieverConfig(
