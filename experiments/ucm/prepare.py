@@ -33,11 +33,11 @@ from opsin.text.cleaning import clean_caption
 from opsin.text.tokenizer import load_tokenizer
 
 CONTROLS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
-TILE, LONGEST = 96, 32
+TILE, LONGEST = 72, 32
 """Side in pixels that pictures are stretched to; tokens of the longest text."""
-TOWER = EVA_VIT_G.replace(image_size=TILE, patch_size=12, dim=128, num_layers=4, num_heads=4, mlp_dim=512)
-QFORMER = QFormerConfig(num_queries=8, dim=128, num_layers=4, num_heads=4, mlp_dim=512, dropout=0.1)
-DECODER = OPT_2_7B.replace(dim=128, num_layers=3, num_heads=4, num_kv_heads=4, mlp_dim=512, max_positions=64)
+TOWER = EVA_VIT_G.replace(image_size=TILE, patch_size=12, dim=128, num_layers=3, num_heads=4, mlp_dim=512)
+QFORMER = QFormerConfig(num_queries=6, dim=96, num_layers=3, num_heads=4, mlp_dim=384, dropout=0.0)
+DECODER = OPT_2_7B.replace(dim=96, num_layers=2, num_heads=4, num_kv_heads=4, mlp_dim=384, max_positions=64)
 CHAT = ChatFormat(
     name="caption",
     begin=(Control(token="[DEC]"),),
