@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from prepare import records
-
 from opsin.evaluate.bootstrap import intervals
 from opsin.evaluate.captions import Cider, caption_words
 from opsin.evaluate.retrieval import chance, positives
+from prepare import records
+
 from opsin.text.cleaning import clean_caption
 
 PICTURES_PER_KIND = 100
@@ -47,9 +47,7 @@ def retrieval_by_kind(shown: Sequence[dict[str, Any]]) -> dict[str, list[float]]
     }
 
 
-def recall_within(
-    right: NDArray[np.bool_], queries: NDArray[np.int64], candidates: NDArray[np.int64]
-) -> list[float]:
+def recall_within(right: NDArray[np.bool_], queries: NDArray[np.int64], candidates: NDArray[np.int64]) -> list[float]:
     """Recall of a random order of the candidates of each query's own kind. right: (queries, candidates)."""
     levels = [chance(right[[row]][:, candidates == kind]) for row, kind in enumerate(queries)]
     return [float(value) for value in np.mean(levels, axis=0)]

@@ -45,7 +45,7 @@ class AugmentedPictures:
         if conversation.videos:
             raise DataError(f"{where}: augment is for pictures, and this sample shows a video; leave augment out")
         if any(isinstance(part, BoxPart) for message in conversation.messages for part in message.parts):
-            raise DataError(f"{where}: its boxes count from the whole picture, of which augment shows a part; leave it out")
+            raise DataError(f"{where}: its boxes count from the whole picture, and augment shows a part; leave it out")
         pictures = tuple(
             self._shown(picture, random.Random(derive_seed(self.seed, "augment", epoch, index, number)), number, where)
             for number, picture in enumerate(conversation.images)

@@ -255,7 +255,7 @@ class Stage(Spec):
                     f"{self.optim.lr:g}"
                 )
         if self.augment is not None and self.cache_features is not None:
-            raise ValueError(f"stage {self.name!r}: cache_features finds no picture again that augment shows differently")
+            raise ValueError(f"stage {self.name!r}: cache_features finds nothing again that augment shows differently")
         if self.compares:
             if self.batch.form != "pad":
                 raise ValueError(f"stage {self.name!r}: pairs are compared row by row; set batch.form: pad")
