@@ -21,7 +21,12 @@ from opsin.inspect.curves import loss_svg, read_curves
 HERE = Path(__file__).parent
 OUT = Path("runs/ucm")
 """As the run files say."""
-SPLITS = ("val", "test")
+EVALUATIONS = (
+    ("contrast", "stage1/stage1", ("shuffled",)),
+    ("matching", "stage1/stage1", ("shuffled",)),
+    ("describe", "captions/captions", ("shuffled", "text-only")),
+)
+"""Task file, model and controls of each evaluation."""
 
 
 def step(facts: dict[str, dict[str, float]], name: str, *command: str) -> None:
@@ -44,8 +49,11 @@ def main() -> None:
         step(facts, "prepare", str(HERE / "prepare.py"), given.data, str(OUT))
     for name in ("stage1", "captions"):
         step(facts, name, "-m", "opsin.cli", "train", str(HERE / f"{name}.yaml"), *given.set)
-    for split in SPLITS:
-        step(facts, f"evaluate {split}", str(HERE / "evaluate.py"), given.data, str(OUT), "--split", split)
+    for task, model, controls in EVALUATIONS:
+        options = [word for control in controls for word in ("--control", control)]
+        where = ("--task", str(HERE / f"{task}.yaml"), "--output", str(OUT / "eval" / task))
+        step(facts, f"eval {task}", "-m", "opsin.cli", "eval", str(OUT / model), *where, *options)
+    step(facts, "controls", str(HERE / "controls.py"), given.data)
     (OUT / "figures").mkdir(exist_ok=True)
     for name in ("stage1", "captions"):
         (curve,) = read_curves(OUT / name / "log.jsonl")

@@ -35,14 +35,39 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_it_runs_from_the_pictures_to_the_tables(data, tmp_path, capsys):
-    prepare, evaluate = (importlib.import_module(name) for name in ("prepare", "evaluate"))
-    out = tmp_path / "runs" / "ucm"
+def test_it_runs_from_the_pictures_to_the_tables(data, tmp_path, monkeypatch, capsys):
+    prepare, controls = (importlib.import_module(name) for name in ("prepare", "controls"))
+    small = {"dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
+    monkeypatch.setattr(prepare, "TOWER", prepare.TOWER.replace(**small))
+    monkeypatch.setattr(prepare, "QFORMER", prepare.QFORMER.replace(**small))
+    monkeypatch.setattr(prepare, "DECODER", prepare.DECODER.replace(**small, num_kv_heads=2))
+    out = Path("runs/ucm")
     prepare.prepare(data, out)
-    pairs = [json.loads(line) for line in (out / "data" / "train.jsonl").read_text().splitlines()]
+    pairs = [json.loads(line) for line in (out / "data" / "train-pairs.jsonl").read_text().splitlines()]
     assert len(pairs) == 12 * 5
     assert all((out / "data" / pair["image"]).exists() for pair in pairs)
     for name in ("stage1", "captions"):
         assert opsin(["train", str(EXPERIMENT / f"{name}.yaml"), *SHORT]) == 0, capsys.readouterr().err
-    found = evaluate.retrieval(data, out, "test")
-    assert found["pictures"] == 4
+    run = importlib.import_module("run")
+    for task, model, asked in run.EVALUATIONS:
+        wanted = [word for control in asked for word in ("--control", control)]
+        where = ["--task", str(EXPERIMENT / f"{task}.yaml"), "--output", str(out / "eval" / task)]
+        assert opsin(["eval", str(out / model), *where, *wanted]) == 0, capsys.readouterr().err
+        figures = json.loads((out / "eval" / task / "results.json").read_text())["figures"]
+        assert {"real", *asked} <= figures.keys()
+    shown, train = (prepare.records(data, split) for split in ("test", "train"))
+    assert controls.retrieval_by_kind(shown)["picture to text"][0] > 0.3
+    levels = controls.captions_without_looking(shown, train)
+    assert levels["the kind alone"]["value"] > levels["one caption for all"]["value"] > 0
+
+
+def test_who_knows_the_kind_finds_what_its_pictures_share(monkeypatch):
+    """Two kinds of two pictures: texts of the kind are five right ones of ten, or all where the kind shares them."""
+    monkeypatch.syspath_prepend(EXPERIMENT)
+    controls = importlib.import_module("controls")
+    shown = [{"image": f"images/{number}.jpg", "captions": list(captions)} for number, captions in (
+        (1, "abcde"), (2, "fghij"), (101, "kkkkk"), (102, "kkkkk"),
+    )]  # fmt: skip
+    levels = controls.retrieval_by_kind(shown)
+    assert levels["picture to text"][0] == pytest.approx((0.5 + 0.5 + 1 + 1) / 4)
+    assert levels["text to picture"][0] == pytest.approx((10 * 0.5 + 10 * 1) / 20)
