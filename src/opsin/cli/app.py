@@ -24,13 +24,14 @@ VERBS = {
     "verify": "Compare a model with transformers, rung by rung.",
     "show": "What a model consists of: parts, shapes, counts.",
     "train": "Train a model by a recipe.",
+    "eval": "Evaluate a model: figures with intervals, controls, two results compared.",
     "export": "Write a model for transformers, vLLM, SGLang or the authors' code.",
     "merge": "Add an adapter to its model and write the result.",
     "data": "Check, show and convert training data.",
     "env": "Versions and devices, for bug reports.",
 }
 """Each verb is the function of that name in the module `opsin.cli.VERB`, or a group of commands of its own."""
-NEED_MORE = ("chat", "plan", "show", "export", "data")
+NEED_MORE = ("chat", "plan", "show", "eval", "export", "data")
 """Verbs that show their help where nothing is given."""
 
 
