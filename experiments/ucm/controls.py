@@ -1,6 +1,6 @@
 """What can be had without looking closely, to hold the models' figures against. No model runs here.
 
-    python experiments/ucm/controls.py DATA [SPLIT]
+    python experiments/ucm/controls.py DATA [FILE]          # FILE: where to write them as JSON, too
 
 the kind alone        The data has 21 kinds of land, ten test pictures each. Retrieval: the right kind's candidates
                       first, in random order. Captions: the caption that was most often trained on for that kind.
@@ -33,6 +33,19 @@ NUM_CONSTANTS = 100
 def kind_of(record: dict[str, Any]) -> int:
     """Which kind of land a picture shows. No model is told."""
     return (int(Path(record["image"]).stem) - 1) // PICTURES_PER_KIND
+
+
+def repetition(shown: Sequence[dict[str, Any]], train: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How often the same words recur."""
+    captions = [[clean_caption(text) for text in record["captions"]] for record in shown]
+    everything = [text for each in captions for text in each]
+    trained = {clean_caption(text) for record in train for text in record["captions"]}
+    return {
+        "tested": len(everything),
+        "different": len(set(everything)),
+        "right texts per picture": float(positives(captions, everything).sum(axis=1).mean()),
+        "share that was trained on, word for word": sum(text in trained for text in everything) / len(everything),
+    }
 
 
 def retrieval_by_kind(shown: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
@@ -84,12 +97,18 @@ def main() -> None:
     """Print all of it."""
     parser = argparse.ArgumentParser(description="What can be had without looking closely.")
     parser.add_argument("data", type=Path)
-    parser.add_argument("split", nargs="?", default="test")
+    parser.add_argument("file", type=Path, nargs="?")
     given = parser.parse_args()
-    shown = records(given.data, given.split)
-    found = {"retrieval by the kind alone": retrieval_by_kind(shown)}
-    found |= {"CIDEr-D": captions_without_looking(shown, records(given.data, "train"))}
-    print(json.dumps(found, indent=1))
+    shown, train = records(given.data, "test"), records(given.data, "train")
+    found = {
+        "captions": repetition(shown, train),
+        "retrieval by the kind alone": retrieval_by_kind(shown),
+        "CIDEr-D": captions_without_looking(shown, train),
+    }
+    text = json.dumps(found, indent=1)
+    print(text)
+    if given.file is not None:
+        given.file.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,23 @@
-"""The whole experiment: prepare, stage 1, stage 2, evaluation, figures.
+"""The whole experiment: prepare, stage 1, stage 2, evaluations, controls, and a page of figures.
 
-    python experiments/ucm/run.py DATA            # DATA: folder with captions.jsonl and its pictures
+    python experiments/ucm/run.py DATA                   # DATA: folder with captions.jsonl and its pictures
+    python experiments/ucm/run.py DATA --update-docs     # also puts the figures into docs/experiments/ucm.md
 
 Everything is written below runs/ucm, where the command is given. A run that was stopped goes on.
 """
 
 import argparse
 import json
-import platform
-import resource
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import torch
-
-from opsin.inspect.curves import loss_svg, read_curves
-
 HERE = Path(__file__).parent
 OUT = Path("runs/ucm")
 """As the run files say."""
+FACTS = OUT / "facts.json"
 EVALUATIONS = (
     ("contrast", "stage1/stage1", ("shuffled",)),
     ("matching", "stage1/stage1", ("shuffled",)),
@@ -29,42 +26,45 @@ EVALUATIONS = (
 """Task file, model and controls of each evaluation."""
 
 
-def step(facts: dict[str, dict[str, float]], name: str, *command: str) -> None:
-    """Run one command, and note how long it took and the most memory that a command has held so far."""
+def step(name: str, *command: str) -> None:
+    """Run one command, and add to what is known of its time and memory, also from before the run was stopped."""
     print(f"== {name}: {' '.join(command)}", flush=True)
+    facts = json.loads(FACTS.read_text(encoding="utf-8")) if FACTS.exists() else {}
+    before = facts.get(name, {"minutes": 0.0, "cpu_minutes": 0.0, "peak_mib": 0.0})
     started = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    facts[name] = {"minutes": round((time.perf_counter() - started) / 60, 2), "peak_mib_so_far": round(peak / 2**20)}
+    process = subprocess.Popen([sys.executable, *command])
+    _, status, used = os.wait4(process.pid, 0)  # of this process alone
+    peak = used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    facts[name] = {
+        "minutes": before["minutes"] + (time.perf_counter() - started) / 60,
+        "cpu_minutes": before["cpu_minutes"] + (used.ru_utime + used.ru_stime) / 60,
+        "peak_mib": max(before["peak_mib"], peak),
+    }
+    FACTS.parent.mkdir(parents=True, exist_ok=True)
+    FACTS.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    if code := os.waitstatus_to_exitcode(status):
+        sys.exit(code)
 
 
 def main() -> None:
-    """Run all steps and write OUT/facts.json and OUT/figures."""
+    """Run all steps."""
     parser = argparse.ArgumentParser(description="Run the whole experiment.")
     parser.add_argument("data", help="folder with captions.jsonl and its pictures")
-    parser.add_argument("--set", nargs="*", default=[], help="settings of both runs, such as stages.0.steps=2")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of both runs, such as device=cpu")
+    parser.add_argument("--update-docs", action="store_true", help="put the figures into docs/experiments/ucm.md")
     given = parser.parse_args()
-    facts: dict[str, dict[str, float]] = {}
     if not (OUT / "start-captions").exists():
-        step(facts, "prepare", str(HERE / "prepare.py"), given.data, str(OUT))
+        step("prepare", str(HERE / "prepare.py"), given.data, str(OUT))
     for name in ("stage1", "captions"):
-        step(facts, name, "-m", "opsin.cli", "train", str(HERE / f"{name}.yaml"), *given.set)
+        if not (OUT / name / name).exists():
+            step(name, "-m", "opsin.cli", "train", str(HERE / f"{name}.yaml"), *given.set)
     for task, model, controls in EVALUATIONS:
         options = [word for control in controls for word in ("--control", control)]
         where = ("--task", str(HERE / f"{task}.yaml"), "--output", str(OUT / "eval" / task))
-        step(facts, f"eval {task}", "-m", "opsin.cli", "eval", str(OUT / model), *where, *options)
-    step(facts, "controls", str(HERE / "controls.py"), given.data)
-    (OUT / "figures").mkdir(exist_ok=True)
-    for name in ("stage1", "captions"):
-        (curve,) = read_curves(OUT / name / "log.jsonl")
-        (OUT / "figures" / f"{name}.svg").write_text(loss_svg(curve), encoding="utf-8")
-    about = {
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "steps": facts,
-    }
-    (OUT / "facts.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(about, indent=1))
+        if not (OUT / "eval" / task / "results.json").exists():
+            step(f"eval {task}", "-m", "opsin.cli", "eval", str(OUT / model), *where, *options)
+    step("controls", str(HERE / "controls.py"), given.data, str(OUT / "controls.json"))
+    subprocess.run([sys.executable, str(HERE / "report.py"), *["--update-docs"] * given.update_docs], check=True)
 
 
 if __name__ == "__main__":
