@@ -125,7 +125,7 @@ def test_ctrl_c_says_where_it_stands_and_the_same_command_goes_on(opsin, model, 
         (("-t", "exact", "-d", "rows.jsonl", "--against", "nowhere"), "nowhere holds no finished evaluation"),
         (("-t", "exact", "-d", "rows.jsonl", "--output", "full"), "full is there and holds no evaluation"),
         (("-t", "exact", "-d", "broken.jsonl"), "text.png"),
-        (("-t", "retrieval", "-d", "captions.jsonl"), "config.json"),
+        (("-t", "retrieval", "-d", "captions.jsonl"), "retrieval needs a model that compares"),
         ((), "to be asked? Give --task: exact, choice, vqa"),
     ],
 )  # fmt: skip

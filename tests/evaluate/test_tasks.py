@@ -69,6 +69,12 @@ def test_a_task_that_makes_its_examples_is_one_entry(monkeypatch: pytest.MonkeyP
         open_task("toys")
 
 
+def test_the_demo_s_questions_are_a_task() -> None:
+    task = open_task("demo", limit=3)
+    assert [each.group for each in task.examples] == ["colour"] * 3
+    assert all(each.images and each.reference and each.picture.startswith("scene ") for each in task.examples)
+
+
 def make(limit: int | None = None) -> Task:
     """A task as another part of the library would add one."""
     examples = [Example(str(number), "?", reference=("x",), group="letters") for number in range(5)][:limit]

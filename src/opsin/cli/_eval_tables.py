@@ -74,7 +74,7 @@ def tasks_table() -> Table:
         metric = METRICS[settings.metric]
         table.add_row(name, metric.name, metric.about, ", ".join(metric.parsers))
     for name in MADE:
-        table.add_row(name, "", "makes its own examples", "")
+        table.add_row(name, "", "examples of its own; needs no --data", "")
     return table
 
 

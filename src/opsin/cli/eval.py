@@ -176,7 +176,7 @@ def _print(*parts: Any) -> None:
     from rich.console import Console
 
     # Not cut to 80 columns where there is no terminal.
-    console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True, highlight=False, markup=False)
+    console = Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True, highlight=False, markup=False)
     for part in parts:
         console.print(part)
 

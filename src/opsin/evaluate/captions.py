@@ -43,9 +43,9 @@ def caption_words(text: str) -> list[str]:
     """A caption as words in lower case, without punctuation.
 
     As the Penn Treebank writes them: `don't` is `do n't`, `dog's` is `dog 's`, `cannot` is `can not`; words with
-    hyphens stay whole; numbers keep their commas and points. Brackets are words (`-lrb-`), because coco-caption's list of
-    marks to take out has them in capitals only. The same as Stanford's program (3.4.1) for each of 13,805 captions and
-    sentences tried, 1,816 of COCO's among them; known to differ in web addresses, tags, smileys and clipped words
+    hyphens stay whole; numbers keep their commas and points. Brackets are words (`-lrb-`), because coco-caption's list
+    of marks to take out has them in capitals only. The same as Stanford's program (3.4.1) for each of 13,805 captions
+    and sentences tried, 1,816 of COCO's among them; known to differ in web addresses, tags, smileys and clipped words
     (`'em`, `'til`, `ol'`).
     """
     found: list[str] = []

@@ -44,8 +44,8 @@ def partners(examples: Sequence[Example], *, seed: int) -> list[int]:
             continue
         if len(firsts) < 2:
             raise DataError(
-                "the shuffled control needs another picture for every example, and only questions about one "
-                f"picture show {shown[0]} picture(s) and {shown[1]} video(s): example {examples[min(firsts.values())].key}",
+                "the shuffled control needs another picture for every example, and only questions about one picture "
+                f"({examples[min(firsts.values())].key}) show {shown[0]} picture(s) and {shown[1]} video(s)",
                 kind="control",
                 fix="leave it out, or do without --control shuffled",
             )

@@ -8,8 +8,8 @@ results.json    figures with intervals, and everything needed to know what they 
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -103,10 +103,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def write_scores(folder: Path, scored: Mapping[str, Sequence[Scored]]) -> None:
-    """scores.jsonl, whole or not there. scored: by control."""
+def write_scores(
+    folder: Path,
+    scored: Mapping[str, Sequence[Scored]],
+    told: Callable[[str, str], Mapping[str, Any]] = lambda control, key: {},
+) -> None:
+    """scores.jsonl, whole or not there. scored: by control. told: what else a reader wants to see of an example."""
     lines = [
-        json.dumps({"control": control, **asdict(each)}, ensure_ascii=False) + "\n"
+        json.dumps({"control": control, **asdict(each), **told(control, each.key)}, ensure_ascii=False) + "\n"
         for control, several in scored.items()
         for each in several
     ]
@@ -118,12 +122,9 @@ def read_scores(folder: Path) -> list[Scored]:
     path = folder / SCORES
     try:
         lines = path.read_bytes().splitlines()  # of text it would also split at other marks
-        rows = [json.loads(line) for line in lines]
-        return [
-            Scored(**{**{key: value for key, value in row.items() if key != "control"}, "sums": tuple(row["sums"])})
-            for row in rows
-            if not row["control"]
-        ]
+        rows = [row for line in lines if not (row := json.loads(line))["control"]]
+        names = [field.name for field in fields(Scored)]
+        return [Scored(**{**{name: row[name] for name in names}, "sums": tuple(row["sums"])}) for row in rows]
     except FileNotFoundError:
         raise DataError(f"{folder} holds no finished evaluation ({SCORES} is not there)") from None
     except (OSError, ValueError, TypeError, KeyError) as error:

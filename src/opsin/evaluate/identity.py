@@ -5,7 +5,8 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from opsin.weights.hub import PATTERNS, resolve
+from opsin.weights.config import adapter_base
+from opsin.weights.hub import PATTERNS, locate
 
 PACKAGES = ("opsin", "torch", "numpy", "pillow", "tokenizers", "sentencepiece", "safetensors")
 _WHOLE, _PIECES, _PIECE = 1 << 24, 64, 1 << 14
@@ -18,8 +19,11 @@ def model_digest(name: str) -> str:
     Of files of gigabytes it reads pieces spread over them, which any training changes. Raises like `weights.load` for
     a model that is not there.
     """
-    folder = resolve(name)
-    files = [folder] if folder.is_file() else sorted({file for each in PATTERNS for file in folder.glob(each)})
+    located = locate(name)
+    files = _files(located.folder)
+    while located.folder.is_dir() and (base := adapter_base(located)) is not None:  # an adapter is of its base as well
+        located = locate(base)
+        files += _files(located.folder)
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -32,6 +36,10 @@ def model_digest(name: str) -> str:
                 stream.seek(number * (size - _PIECE) // (_PIECES - 1))
                 digest.update(stream.read(_PIECE))
     return digest.hexdigest()[:16]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [folder] if folder.is_file() else sorted({file for each in PATTERNS for file in folder.glob(each)})
 
 
 def versions() -> dict[str, str]:

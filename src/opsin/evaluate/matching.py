@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opsin import match
-from opsin.errors import ConfigError
+from opsin.errors import ConfigError, OpsinError
 from opsin.evaluate.controls import partners
 from opsin.evaluate.examples import Example
 from opsin.evaluate.figures import Figure, Scored, figures_of
@@ -84,9 +84,13 @@ def evaluate_retrieval(
         "dtype": dtype,
         "image_mode": image_mode,
     }
-    begin(folder, run)
-    matcher = load(model, image_mode=image_mode, device=device, dtype=dtype)
+    try:
+        matcher = load(model, image_mode=image_mode, device=device, dtype=dtype)
+    except OpsinError as error:
+        needed = "retrieval needs a model that compares pictures with texts, such as blip2-itm-vit-g"
+        raise type(error)(f"{error}; {needed}") from None
     matcher.batch_size = batch_size
+    begin(folder, run)
     texts = [caption for example in examples for caption in example.reference]
     owners = [place for place, example in enumerate(examples) for _ in example.reference]
     reporter.begin(len(examples), 0)

@@ -9,6 +9,7 @@ from typing import Any
 
 from opsin.data.feed import ahead
 from opsin.encode import Encoded
+from opsin.errors import DataError
 from opsin.evaluate.answering import Answerer, Said, load_answerer
 from opsin.evaluate.bootstrap import LEVEL, RESAMPLES, SEED
 from opsin.evaluate.examples import conversation
@@ -58,6 +59,12 @@ class Evaluation:
         self.reporter = reporter or Silence()
         config = describe(model)
         self.scorer = Scorer(task, grounding=config.chat.grounding, image_mode=image_mode)
+        self._by_key = {example.key: example for example in task.light}
+        if len(self._by_key) < len(task.examples) or not self._by_key:
+            raise DataError(
+                f"the task {task.settings.name} has {len(task.examples)} examples and {len(self._by_key)} different keys; each "
+                "needs one of its own"
+            )
         self._shown = {control: showing_under(task.light, control) for control in self.controls}
         self._load = lambda: (load or load_answerer)(
             model,
@@ -154,7 +161,7 @@ class Evaluation:
         figures = {control: figures_of(each) for control, each in scored.items()}
         if majority is not None:
             figures["majority"] = figures_of(majority)
-        write_scores(self.folder, scored)
+        write_scores(self.folder, scored, lambda control, key: self._told(key, outputs[control, key]))
         real = [outputs["", example.key] for example in self.task.light]
         return write_results(
             self.folder,
@@ -163,11 +170,17 @@ class Evaluation:
             parsers=self.scorer.parsers,
             figures=figures,
             pictures=len({each.cluster for each in scored[""]}),
-            notes=self._notes(real),
+            notes=[*self._notes(real), *_points(figures[""])],
             seconds=seconds,
             asked=asked,
             device=self.device,
         )
+
+    def _told(self, key: str, output: Output) -> dict[str, Any]:
+        """What belongs beside a score for whoever looks for mistakes."""
+        example = self._by_key[key]
+        box = None if example.box is None else [*example.box.sides]
+        return {"question": example.question, "output": output.text, "reference": box or list(example.reference)}
 
     def _notes(self, real: Sequence[Output]) -> list[str]:
         settings, notes = self.task.settings, []
@@ -188,6 +201,17 @@ class Evaluation:
         if settings.limit is not None:
             notes.append(f"only the first {settings.limit} rows: not comparable with figures on all of them")
         return notes
+
+
+def _points(figures: Sequence[Figure]) -> list[str]:
+    """A warning where the headline's interval has no width: a bootstrap knows only what it has seen."""
+    head = figures[0]
+    if head.low is None or head.low != head.high:
+        return []
+    return [
+        f"the interval of {head.figure} has no width because all {head.number} outputs score alike, not because it is "
+        f"sure: a share that never showed in n independent trials may still be about 3 / n ({3 / head.number:.2g})"
+    ]
 
 
 def _output(name: Name, said: Said) -> Output:

@@ -144,7 +144,7 @@ DEFAULTS: Mapping[str, TaskSettings] = {
 }
 """Tasks on rows of the user's own."""
 
-MADE: Mapping[str, str] = {}
+MADE: Mapping[str, str] = {"demo": "opsin.demo.evaluation:make"}
 """Tasks whose examples are made: name to `module:function`, which takes `limit` (int or None) and gives a Task."""
 
 _KINDS: Mapping[str, Kind] = {
