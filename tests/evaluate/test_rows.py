@@ -1,5 +1,6 @@
 """Rows of users' files as examples, and what is said about rows that cannot be used."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,27 @@ def test_pictures_of_tables_are_read_when_they_are_asked_for(tmp_path: Path) -> 
     assert rows.light[1].images != (data,)
     assert rows[1].images == (data,)
     assert [each.reference for each in rows[0:2]] == [("1",), ("2",)]
+
+
+def test_sets_as_they_are_published(tmp_path: Path) -> None:
+    """COCO captions: one example for each picture. VQA v2: two files, ten answers, pictures by number."""
+    toys.picture((30, 20)).save(tmp_path / "COCO_val2014_000000000009.jpg")
+    toys.picture((30, 20), 1).save(tmp_path / "COCO_val2014_000000000025.jpg")
+    images = [{"id": number, "file_name": f"COCO_val2014_{number:012d}.jpg"} for number in (9, 25)]
+    said = [(9, "a dog"), (25, "a cat"), (9, "one dog")]
+    annotations = [{"image_id": image, "id": n, "caption": text} for n, (image, text) in enumerate(said)]
+    coco = tmp_path / "captions_val2014.json"
+    coco.write_text(json.dumps({"images": images, "annotations": annotations}))
+    assert [each.reference for each in Rows(coco, "captions")] == [("a dog", "one dog"), ("a cat",)]
+    questions = [{"question_id": n, "image_id": 9, "question": f"Question {n}?"} for n in (1, 2)]
+    answers = [{"question_id": n, "image_id": 9, "answers": [{"answer": "x"}] * 10} for n in (2, 1)]
+    vqa = tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json"
+    vqa.write_text(json.dumps({"data_subtype": "val2014", "questions": questions}))
+    (tmp_path / "v2_mscoco_val2014_annotations.json").write_text(json.dumps({"annotations": answers}))
+    first, second = Rows(vqa, "ten_answers")
+    assert first.images == second.images == (tmp_path / "COCO_val2014_000000000009.jpg",)
+    assert first.cluster == second.cluster
+    assert first.reference == ("x",) * 10
 
 
 def test_a_prompt_stands_around_the_question_and_pictures_in_front() -> None:

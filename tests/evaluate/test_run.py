@@ -15,7 +15,7 @@ from opsin.evaluate.examples import Example
 from opsin.evaluate.run import Evaluation
 from opsin.evaluate.tasks import Task, TaskSettings, open_task
 from opsin.text.grounding import Box
-from opsin.text.messages import Conversation
+from opsin.text.messages import Conversation, NamePart, TextPart
 
 
 def shown(conversation: Conversation) -> str:
@@ -148,6 +148,22 @@ def test_boxes_are_read_as_the_models_family_writes_them(write: Writer, folder: 
     assert puppet.loaded == 1
 
 
+def test_a_true_box_outside_its_picture_is_seen_before_anything_is_asked(
+    write: Writer, folder: Path, tmp_path: Path
+) -> None:
+    """Corners taken for sizes: 40 + 60 is more than the 80 px of a.png. A pixel of rounding is cut off."""
+    corners = write({"image": "a.png", "bbox": [40, 20, 60, 40], "ref": "x"})
+    with pytest.raises(
+        DataError, match=r"example 1: its box from \(40, 20\) to \(100, 60\) leaves .*80x60 px.*box: xyxy"
+    ):
+        Evaluation(open_task("box", data=str(corners)), str(folder), tmp_path / "out")
+    rounded = write({"image": "a.png", "bbox": [0, 0, 80.4, 60.3], "ref": "x"})
+    puppet = Puppet(lambda asked: "[0, 0, 1, 1]")
+    task = open_task("box", data=str(rounded), parser="first-box:unit")
+    results = Evaluation(task, str(folder), tmp_path / "out", load=puppet.load)()
+    assert figure(results, "mean IoU") == 1
+
+
 def test_every_other_task_runs(write: Writer, folder: Path, tmp_path: Path) -> None:
     given = {
         "vqa": ({"question": "?", "answers": ["red"] * 3 + ["x"] * 7}, "Red.", "VQA accuracy", 0.9),
@@ -173,6 +189,12 @@ def test_captions_are_weighed_by_all_references(write: Writer, folder: Path, tmp
     assert any("comparable only with scores on the same pictures" in note for note in results["notes"])
 
 
+def test_captions_of_one_picture_alone_cannot_be_weighed(write: Writer, folder: Path, tmp_path: Path) -> None:
+    path = write({"image": "a.png", "caption": "A cat."})
+    with pytest.raises(DataError, match="needs at least two pictures"):
+        Evaluation(open_task("captions", data=str(path)), str(folder), tmp_path / "out")
+
+
 def test_groups_may_have_metrics_of_their_own(folder: Path, write: Writer, tmp_path: Path) -> None:
     """As for a task that another part of the library makes."""
     write()
@@ -190,6 +212,15 @@ def test_groups_may_have_metrics_of_their_own(folder: Path, write: Writer, tmp_p
     assert figure(results, "headline", "macro average") == 0.75
     assert not any(each["group"] == "all" for each in results["figures"]["real"])
     assert set(results["parsers"]) == {"exact_match", "iou"}
+
+
+def test_boxes_may_be_asked_for_in_a_sentence(write: Writer, folder: Path, tmp_path: Path) -> None:
+    path = write({"image": "a.png", "bbox": [0, 0, 40, 40], "ref": "Where is the dog?"})
+    for by_name, kind in ((True, NamePart), (False, TextPart)):
+        puppet = Puppet(lambda asked: "nowhere")
+        task = open_task("box", data=str(path), prompt="{}", asks_by_name=by_name)
+        Evaluation(task, str(folder), tmp_path / str(by_name), load=puppet.load)()
+        assert puppet.asked[0].messages[0].parts[1:] == (kind("Where is the dog?"),)
 
 
 def test_two_results_are_compared_pair_by_pair(write: Writer, folder: Path, tmp_path: Path) -> None:

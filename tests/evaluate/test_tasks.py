@@ -63,8 +63,9 @@ def test_a_wrong_file_is_one_clear_error(tmp_path: Path, text: str, message: str
 def test_a_task_that_makes_its_examples_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "MADE", {"toy": f"{__name__}:make"})
     assert len(open_task("toy", limit=2, data=None).examples) == 2
-    with pytest.raises(ConfigError, match="the task toy makes its own examples: it takes no prompt"):
-        open_task("toy", prompt="{}")
+    assert open_task("toy", prompt="Say {}").settings.prompt == "Say {}"
+    with pytest.raises(ConfigError, match="the task toy makes its own examples: it takes no data"):
+        open_task("toy", data="rows.jsonl")
     with pytest.raises(UnknownNameError, match=r"toys.*did you mean 'toy'"):
         open_task("toys")
 
@@ -73,6 +74,13 @@ def test_the_demo_s_questions_are_a_task() -> None:
     task = open_task("demo", limit=3)
     assert [each.group for each in task.examples] == ["colour"] * 3
     assert all(each.images and each.reference and each.picture.startswith("scene ") for each in task.examples)
+
+
+def test_opsin_mini_s_questions_are_a_task_with_boxes() -> None:
+    task = open_task("mini", limit=1)
+    groups = [each.group for each in task.examples]
+    assert len(set(groups)) == len(groups) > 10
+    assert all((each.box is not None) == (task.settings.metric_of(each.group) == "iou") for each in task.examples)
 
 
 def make(limit: int | None = None) -> Task:

@@ -1,5 +1,6 @@
 """`opsin eval`: its tables."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,10 +16,11 @@ BESIDE = ("shuffled", "text-only", "majority", "chance")
 def facts_text(results: dict[str, Any]) -> str:
     """What the figures are of."""
     parsers = ", ".join(dict.fromkeys(results["parsers"].values()))
-    lines = [
-        f"{results['model']} on {results['task']}: {results['examples']} examples of "
-        f"{results['bootstrap']['pictures']} pictures"
-    ]
+    model = Path(results["model"])
+    near = model.is_absolute() and model.is_relative_to(Path.cwd())
+    name = str(model.relative_to(Path.cwd())) if near else results["model"]
+    count, pictures = results["examples"], results["bootstrap"]["pictures"]
+    lines = [f"{name} on {results['task']}: {count} examples of {pictures} pictures"]
     if "prompt" in results:
         decoding = ", ".join(f"{name} {value}" for name, value in results["decoding"].items())
         lines += [f"parser {parsers}; {decoding}; prompt {results['prompt']!r}"]

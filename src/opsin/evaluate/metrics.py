@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from opsin.errors import DataError
 from opsin.evaluate.answers import anls, relaxed_accuracy
 from opsin.evaluate.boxes import THRESHOLD, iou
 from opsin.evaluate.captions import Cider, caption_words
@@ -90,6 +91,10 @@ def _pope(examples: Sequence[Example], parser: Parser, mode: ImageMode) -> Score
 
 
 def _cider(examples: Sequence[Example], parser: Parser, mode: ImageMode) -> Score:
+    if len(examples) < 2:
+        raise DataError(
+            "CIDEr-D needs at least two pictures: with one, every word weighs log(1 / 1) = 0 and so do scores"
+        )
     references = {each.key: [caption_words(caption) for caption in each.reference] for each in examples}
     cider = Cider(list(references.values()))
 
@@ -101,16 +106,33 @@ def _cider(examples: Sequence[Example], parser: Parser, mode: ImageMode) -> Scor
 
 
 def _boxes(examples: Sequence[Example], parser: Parser, mode: ImageMode) -> Score:
+    sides = {each.key: _sides(each, mode) for each in examples}  # before anything is asked
+
     def score(parsed: Parsed, example: Example) -> Sums:
         if parsed is None:
             return 0.0, 0.0, 1.0, 1.0
         assert isinstance(parsed, list)
-        assert example.box is not None
-        sides = example.box.to("pixels", picture_size(example, mode)).sides
-        overlap = iou([float(each) for each in parsed], sides)
+        overlap = iou([float(each) for each in parsed], sides[example.key])
         return float(overlap >= THRESHOLD), overlap, 0.0, 1.0
 
     return score
+
+
+def _sides(example: Example, mode: ImageMode) -> tuple[float, float, float, float]:
+    """The true box in pixels of its picture. Raises DataError where it leaves it by more than rounding."""
+    assert example.box is not None
+    size = picture_size(example, mode)
+    left, top, right, bottom = example.box.sides
+    if example.box.space != "pixels":
+        return example.box.to("pixels", size).sides
+    if right > size[0] + 1 or bottom > size[1] + 1:
+        raise DataError(
+            f"example {example.key}: its box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) leaves the picture of "
+            f"{size[0]}x{size[1]} px",
+            kind="box",
+            fix="write `box: xyxy` into a task file if its numbers are corners, or give the picture at its own size",
+        )
+    return left, top, min(right, size[0]), min(bottom, size[1])
 
 
 def _box_figures(sums: Array) -> dict[str, Array]:

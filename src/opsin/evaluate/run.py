@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from opsin.evaluate.folder import FORMAT, RESULTS, Name, Output, OutputFile, beg
 from opsin.evaluate.identity import described, model_digest, versions
 from opsin.evaluate.parsers import BOX
 from opsin.evaluate.progress import Reporter, Silence
+from opsin.evaluate.rows import Rows
 from opsin.evaluate.scoring import Scorer, showing_under
 from opsin.evaluate.tasks import Task
 from opsin.media.image import ImageMode
@@ -62,8 +63,8 @@ class Evaluation:
         self._by_key = {example.key: example for example in task.light}
         if len(self._by_key) < len(task.examples) or not self._by_key:
             raise DataError(
-                f"the task {task.settings.name} has {len(task.examples)} examples and {len(self._by_key)} different keys; each "
-                "needs one of its own"
+                f"the task {task.settings.name} has {len(task.examples)} examples and {len(self._by_key)} different "
+                "keys; each example needs one of its own"
             )
         self._shown = {control: showing_under(task.light, control) for control in self.controls}
         self._load = lambda: (load or load_answerer)(
@@ -94,6 +95,7 @@ class Evaluation:
             "data": self.task.fingerprint,
             "examples": len(self.task.examples),
             "prompt": settings.prompt,
+            "asks_by_name": settings.asks_by_name,
             "chat_format": config.chat.name,
             "decoding": decoding,
             "dtype": dtype,
@@ -141,8 +143,11 @@ class Evaluation:
         def prepared(job: Job) -> Encoded:
             control, index = job
             example = self._shown[control](index, self.task.examples.__getitem__)
-            names = settings.metric_of(example.group) == "iou"
-            return answerer.prepare(conversation(example, settings.prompt, name_question=names))
+            names = settings.asks_by_name and settings.metric_of(example.group) == "iou"
+            asked = conversation(example, settings.prompt, name_question=names)
+            if isinstance(self.task.examples, Rows):
+                asked = replace(asked, id=self.task.examples.where(index))
+            return answerer.prepare(asked)
 
         prompts = ahead(iter(jobs), prepared, workers=WORKERS, depth=2 * self.batch_size)
         try:
@@ -199,7 +204,7 @@ class Evaluation:
         if settings.metric == "vqa_accuracy" and sizes != {10}:
             notes.append(f"rows have {min(sizes)} to {max(sizes)} answers; published VQA accuracy has ten")
         if settings.limit is not None:
-            notes.append(f"only the first {settings.limit} rows: not comparable with figures on all of them")
+            notes.append(f"limited to the first {settings.limit}: not comparable with figures on all of them")
         return notes
 
 

@@ -11,7 +11,7 @@ of a group on each gives figures by group and their macro average.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -46,6 +46,9 @@ class TaskSettings(Spec):
     """How outputs are read (`evaluate.parsers`); the metric's own when not given."""
     prompt: str = "{}"
     """What is said to the model; {} stands for the question."""
+    asks_by_name: bool = True
+    """Whether questions about boxes are names of things, which families with marks for names put between them; else
+    they are asked as they are written."""
     max_new_tokens: PositiveInt = 32
     """Longest answer."""
     beams: PositiveInt | None = None
@@ -144,8 +147,11 @@ DEFAULTS: Mapping[str, TaskSettings] = {
 }
 """Tasks on rows of the user's own."""
 
-MADE: Mapping[str, str] = {"demo": "opsin.demo.evaluation:make"}
+MADE: Mapping[str, str] = {"demo": "opsin.demo.evaluation:make", "mini": "opsin.mini.evaluation:make"}
 """Tasks whose examples are made: name to `module:function`, which takes `limit` (int or None) and gives a Task."""
+
+_ABOUT_ROWS = {"data", "image_root", "columns", "group", "format", "answers", "split", "box", "box_space"}
+"""Settings that mean nothing to a task without rows."""
 
 _KINDS: Mapping[str, Kind] = {
     "exact_match": "answers",
@@ -182,12 +188,12 @@ def open_task(name: str, **changes: object) -> Task:
     """
     given = {key: value for key, value in changes.items() if value is not None}
     if name in MADE:
-        for key in given.keys() - {"limit"}:
+        for key in sorted(given.keys() & _ABOUT_ROWS):
             raise ConfigError(f"the task {name} makes its own examples: it takes no {key}")
         module, _, function = MADE[name].partition(":")
-        made = getattr(import_module(module), function)(limit=changes.get("limit"))
+        made = getattr(import_module(module), function)(limit=given.pop("limit", None))
         assert isinstance(made, Task)
-        return made
+        return replace(made, settings=made.settings.replace(**given))
     settings = read_settings(name).replace(**given)
     if settings.data is None:
         raise ConfigError(f"the task {settings.name} asks about data of your own: give --data FILE")
