@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from prepare import records
+
 from opsin.evaluate.bootstrap import intervals
 from opsin.evaluate.captions import Cider, caption_words
 from opsin.evaluate.retrieval import chance, positives
-from prepare import records
-
 from opsin.text.cleaning import clean_caption
 
 PICTURES_PER_KIND = 100

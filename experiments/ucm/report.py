@@ -1,6 +1,6 @@
 """The figures of a finished experiment as one page: runs/ucm/report.md, and curves beside it.
 
-    python experiments/ucm/report.py [--update-docs]
+python experiments/ucm/report.py [--update-docs]
 """
 
 import argparse
@@ -71,7 +71,7 @@ def captions(controls: dict[str, Any]) -> str:
         ("stage 2", scores["real"]),
         ("stage 2, another picture", scores["shuffled"]),
         ("stage 2, no picture", scores["text-only"]),
-        (f"one caption for all (\"{levels['one caption']}\")", levels["one caption for all"]),
+        (f'one caption for all ("{levels["one caption"]}")', levels["one caption for all"]),
         ("the kind of land alone", levels["the kind alone"]),
     ]
     return table(("CIDEr-D, times 100", "value (95 %)"), [(name, percent(figure)) for name, figure in rows])
