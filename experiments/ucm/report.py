@@ -21,6 +21,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "experiments"
 WAYS = ("picture to text", "text to picture")
 CUTOFFS = ("R@1", "R@5", "R@10")
 STAGES = ("stage1", "captions")
+CURVES = "![Loss of stage 1](ucm-stage1.svg) ![Loss of stage 2](ucm-captions.svg)"
 
 
 def figures(task: str) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
@@ -121,7 +122,7 @@ def main() -> None:
     parts = {
         "retrieval": retrieval(controls),
         "captions": captions(controls),
-        "losses": losses(),
+        "losses": f"{CURVES}\n\n{losses()}",
         "costs": f"{machine}\n\n{costs()}",
     }
     (OUT / "report.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
