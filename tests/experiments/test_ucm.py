@@ -3,6 +3,7 @@
 import importlib
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 import toys
 from opsin.cli.app import run as opsin
 
-EXPERIMENT = Path(__file__).parents[2] / "experiments" / "ucm"
+ROOT = Path(__file__).parents[2]
+EXPERIMENT, DOCS = ROOT / "experiments" / "ucm", ROOT / "docs" / "experiments"
 KINDS = {"field": "a green field .", "lake": "It is a blue lake .", "sand": "There is sand ."}
 SHORT = ["stages.0.steps=2", "stages.0.batch.samples=8", "stages.0.evaluate.every=2", "workers=0", "device=cpu"]
 
@@ -55,10 +57,25 @@ def test_it_runs_from_the_pictures_to_the_tables(data, tmp_path, monkeypatch, ca
         assert opsin(["eval", str(out / model), *where, *wanted]) == 0, capsys.readouterr().err
         figures = json.loads((out / "eval" / task / "results.json").read_text())["figures"]
         assert {"real", *asked} <= figures.keys()
-    shown, train = (prepare.records(data, split) for split in ("test", "train"))
-    assert controls.retrieval_by_kind(shown)["picture to text"][0] > 0.3
-    levels = controls.captions_without_looking(shown, train)
+    monkeypatch.setattr(sys, "argv", ["controls.py", str(data), str(out / "controls.json")])
+    controls.main()
+    found = json.loads((out / "controls.json").read_text())
+    assert found["retrieval by the kind alone"]["picture to text"][0] > 0.3
+    levels = found["CIDEr-D"]
     assert levels["the kind alone"]["value"] > levels["one caption for all"]["value"] > 0
+    run.FACTS.write_text(json.dumps({"stage1": {"minutes": 1.5, "cpu_minutes": 1.0, "peak_mib": 300.0}}))
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "ucm.md").write_text((DOCS / "ucm.md").read_text())
+    report = importlib.import_module("report")
+    monkeypatch.setattr(report, "DOCS", docs)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--update-docs"])
+    report.main()
+    page = (docs / "ucm.md").read_text()
+    assert page.count("| text to picture: ") == 6
+    assert "| stage1 | 1.5 | 1.0 | 300 |" in page
+    assert "Not run to its end" not in page
+    assert (docs / "ucm-stage1.svg").read_text().startswith("<svg")
 
 
 def test_who_knows_the_kind_finds_what_its_pictures_share(monkeypatch):
