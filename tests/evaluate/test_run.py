@@ -211,6 +211,8 @@ def test_groups_may_have_metrics_of_their_own(folder: Path, write: Writer, tmp_p
     assert figure(results, "acc@0.5", "place") == 1
     assert figure(results, "headline", "macro average") == 0.75
     assert not any(each["group"] == "all" for each in results["figures"]["real"])
+    # Where things are has no commonest answer, so there is no baseline of both groups.
+    assert [(each["group"], each["value"]) for each in results["figures"]["majority"]] == [("colour", 0.5)]
     assert set(results["parsers"]) == {"exact_match", "iou"}
 
 

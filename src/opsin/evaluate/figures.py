@@ -120,9 +120,9 @@ def cluster_sums(scored: Sequence[Scored], layout: Layout) -> Array:
     return by_cluster(rows, [each.cluster for each in scored])
 
 
-def figures_of(scored: Sequence[Scored]) -> list[Figure]:
-    """All figures of some scored examples."""
-    layout = layout_of(scored)
+def figures_of(scored: Sequence[Scored], layout: Layout | None = None) -> list[Figure]:
+    """All figures of some scored examples. layout: of more groups than these examples have; theirs come out as NaN."""
+    layout = layout or layout_of(scored)
     counts = Counter(each.group or NO_GROUP for each in scored)
     found: list[Interval] = intervals(cluster_sums(scored, layout), layout.figures)
     return [

@@ -1,6 +1,7 @@
 """One evaluation: ask what is not answered yet, keep every output as it comes, score them all, write results."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -13,10 +14,9 @@ from opsin.errors import DataError
 from opsin.evaluate.answering import Answerer, Said, load_answerer
 from opsin.evaluate.bootstrap import LEVEL, RESAMPLES, SEED
 from opsin.evaluate.examples import conversation
-from opsin.evaluate.figures import Figure, Scored, figures_of
+from opsin.evaluate.figures import ALL, MACRO, Figure, Scored, figures_of, layout_of
 from opsin.evaluate.folder import FORMAT, RESULTS, Name, Output, OutputFile, begin, write_scores, write_whole
 from opsin.evaluate.identity import described, model_digest, versions
-from opsin.evaluate.parsers import BOX
 from opsin.evaluate.progress import Reporter, Silence
 from opsin.evaluate.rows import Rows
 from opsin.evaluate.scoring import Scorer, showing_under
@@ -80,7 +80,7 @@ class Evaluation:
 
     @property
     def _spells_boxes(self) -> bool:
-        return any(name.startswith(BOX) for name in self.scorer.parsers.values())
+        return "iou" in self.task.settings.metrics
 
     def _what_decides_outputs(self, config: VLMConfig, dtype: str) -> dict[str, Any]:
         settings = self.task.settings
@@ -112,11 +112,6 @@ class Evaluation:
         finally:
             file.close()
         return self._conclude(file.outputs, asked, time.perf_counter() - started)
-
-    @property
-    def num_wanted(self) -> int:
-        """Outputs of the whole evaluation, controls included."""
-        return len(self.controls) * len(self.task.examples)
 
     def _ask(self, file: OutputFile) -> int:
         jobs = [(control, index) for control in self.controls for index in range(len(self.task.examples))]
@@ -164,8 +159,11 @@ class Evaluation:
             scored[control] = self.scorer.score(control, said)
         majority = self.scorer.majority()
         figures = {control: figures_of(each) for control, each in scored.items()}
-        if majority is not None:
-            figures["majority"] = figures_of(majority)
+        if majority:
+            found = figures_of(majority, layout_of(scored[""]))
+            if len(majority) < len(scored[""]):  # some groups have open answers, so there is no baseline of all
+                found = [each for each in found if each.group not in (ALL, MACRO) and not math.isnan(each.value)]
+            figures["majority"] = found
         write_scores(self.folder, scored, lambda control, key: self._told(key, outputs[control, key]))
         real = [outputs["", example.key] for example in self.task.light]
         return write_results(
@@ -209,13 +207,17 @@ class Evaluation:
 
 
 def _points(figures: Sequence[Figure]) -> list[str]:
-    """A warning where the headline's interval has no width: a bootstrap knows only what it has seen."""
-    head = figures[0]
-    if head.low is None or head.low != head.high:
+    """A warning where intervals of headlines have no width: a bootstrap knows only what it has seen."""
+    headlines: dict[str, Figure] = {}
+    for each in figures:
+        headlines.setdefault(each.group, each)
+    points = [each for each in headlines.values() if each.low is not None and each.low == each.high]
+    if not points:
         return []
+    named = points[0].name + (f" and {len(points) - 1} more" if len(points) > 1 else "")
     return [
-        f"the interval of {head.figure} has no width because all {head.number} outputs score alike, not because it is "
-        f"sure: a share that never showed in n independent trials may still be about 3 / n ({3 / head.number:.2g})"
+        f"intervals without width ({named}): all outputs there score alike, which is not certainty. What never showed "
+        "in n independent trials may still happen in about 3 of n"
     ]
 
 

@@ -39,18 +39,19 @@ class Scorer:
             for example, seen in zip(self.examples, shown, strict=True)
         ]
 
-    def majority(self) -> list[Scored] | None:
-        """Every example answered with the commonest right answer of its group; None where answers are open."""
-        if not all(metric.closed for metric, _, _ in self._judges.values()):
-            return None
+    def majority(self) -> list[Scored]:
+        """Examples answered with the commonest right answer of their group; those with open answers are left out."""
         by_group: dict[str, list[Example]] = {}
         for example in self.examples:
-            by_group.setdefault(example.group, []).append(example)
+            if self._judge(example.group)[0].closed:
+                by_group.setdefault(example.group, []).append(example)
         said = {}
         for group, members in by_group.items():
             text = self._judge(group)[1].text
             said[group] = commonest(tuple(map(text, each.reference)) for each in members)
-        return [self._scored(example, example, said[example.group]) for example in self.examples]
+        return [
+            self._scored(example, example, said[group]) for group, members in by_group.items() for example in members
+        ]
 
     def _judge(self, group: str) -> tuple[Metric, Parser, Score]:
         return self._judges[self.task.settings.metric_of(group)]

@@ -65,7 +65,6 @@ def finetune(folder: Path, *, seed: int, steps: int = STEPS, reporter: Reporter 
         model=str(folder / START),
         output=str(folder / "training"),
         seed=seed,
-        precision="bfloat16",
         workers=1,
         log_every=50,
         checkpoint=Checkpoints(every=500),

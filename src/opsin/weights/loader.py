@@ -23,7 +23,7 @@ from opsin.families import Family, chat, family_of
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.qformer import QFormerConfig
-from opsin.spec.rules import Layout
+from opsin.spec.rules import Constant, Layout
 from opsin.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from opsin.weights.account import Account, account, choose_layout, raise_problems
 from opsin.weights.config import adapter_base, read_config, read_json
@@ -31,7 +31,7 @@ from opsin.weights.files import Entry, read_headers
 from opsin.weights.grow import as_stored, put
 from opsin.weights.hub import locate
 from opsin.weights.init import on_meta
-from opsin.weights.rules import identity, piece_of
+from opsin.weights.rules import constant, identity, piece_of
 
 Part = Literal["vision", "connector", "newline", "decoder"]
 PARTS = {"vision.": "vision tower", "decoder.": "language model"}
@@ -242,10 +242,26 @@ def read_tensors(
                     state[name] = piece_of(tensor, match).to(device=device, dtype=dtype or tensor.dtype)
         except (SafetensorError, OSError) as error:
             raise WeightError(f"{file}: cannot be read ({error})") from None
+    for name, (rule, entry) in found.constants.items():
+        _check_constant(name, rule, entry)
     for name, value in found.filled.items():
         kept = dtype or main_dtype(found)
         state[name] = torch.full(found.shapes[name], value, dtype=kept, device=device)
     return state
+
+
+def _check_constant(name: str, rule: Constant, entry: Entry) -> None:
+    """Whether a tensor that the model has not changes nothing. Raises WeightError."""
+    try:
+        with safe_open(entry.file, framework="pt") as mapped:
+            tensor = mapped.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise WeightError(f"{entry.file}: cannot be read ({error})") from None
+    if not torch.equal(tensor, constant(rule, tensor.dtype)):
+        value = {"identity": "the identity", "zeros": "all zeros"}[rule.value]
+        raise WeightError(
+            f"{entry.file}: {name} is not {value}, which is all that this model can have there ({rule.reason})"
+        )
 
 
 def _read(stream: BinaryIO, entry: Entry) -> Tensor:
