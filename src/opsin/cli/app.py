@@ -19,6 +19,7 @@ from opsin.errors import OpsinError, nearest, unknown
 VERBS = {
     "demo": "Train a small model here, ask it about new pictures, write a report.",
     "chat": "Talk with a model about pictures.",
+    "serve": "Serve a model over HTTP, as OpenAI's chat completions.",
     "match": "Which text fits a picture, or which pictures of a folder fit a text.",
     "plan": "How many tokens pictures take, before anything is loaded.",
     "verify": "Compare a model with transformers, rung by rung.",
@@ -31,7 +32,7 @@ VERBS = {
     "env": "Versions and devices, for bug reports.",
 }
 """Each verb is the function of that name in the module `opsin.cli.VERB`, or a group of commands of its own."""
-NEED_MORE = ("chat", "plan", "show", "eval", "export", "data")
+NEED_MORE = ("plan", "show", "eval", "export", "data")
 """Verbs that show their help where nothing is given."""
 
 

@@ -11,7 +11,7 @@ from opsin.text.messages import Conversation
 from opsin.train.log import Reporter
 from opsin.train.runner import run as train
 
-STEPS = 4000
+STEPS = 2500
 SAMPLES = 16
 """Samples per step, each with several questions in one conversation."""
 QUESTIONS = 8
@@ -45,14 +45,14 @@ def stage(steps: int) -> Stage:
     """The stage with its number of steps."""
     return Stage(
         name=STAGE,
-        trainable=("vision", "connector", "decoder"),
+        trainable=("connector", "decoder"),
         batch=BatchSize(samples=SAMPLES, form="pack"),
         optim=Muon(
             lr=2e-3,
-            part_lr={"vision": 1e-3},
+            part_lr={"connector": 1e-3},
             weight_decay=0.02,
             scale="match_rms_adamw",
-            rest=AdamW(lr=1e-3, part_lr={"vision": 5e-4}, betas=(0.9, 0.98)),
+            rest=AdamW(lr=1e-3, betas=(0.9, 0.98)),
         ),
         schedule=Schedule(warmup_steps=50, min_lr=2e-5),
         steps=steps,
@@ -66,7 +66,7 @@ def finetune(folder: Path, *, seed: int, steps: int = STEPS, reporter: Reporter 
         output=str(folder / "training"),
         seed=seed,
         workers=1,
-        log_every=50,
+        log_every=25,
         checkpoint=Checkpoints(every=500),
         stages=(stage(steps),),
     )

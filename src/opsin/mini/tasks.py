@@ -247,14 +247,13 @@ def _box(shown: Sample, rng: random.Random, split: Split) -> Found:
 def box_of(thing: Thing, size: tuple[int, int]) -> Box:
     """The square that a thing is drawn in, in thousandths of the picture's sides, in steps of BOX_STEP."""
     half = thing.size / 2
-    sides = (
-        (thing.x - half) / size[0],
-        (thing.y - half) / size[1],
-        (thing.x + half) / size[0],
-        (thing.y + half) / size[1],
-    )
-    steps = [min(1000, max(0, BOX_STEP * round(1000 / BOX_STEP * share))) for share in sides]
-    return Box.of(*steps, space="per_1000")
+
+    def steps(place: float, side: int) -> int:
+        return min(1000, max(0, BOX_STEP * round(1000 / BOX_STEP * place / side)))
+
+    (width, height), x, y = size, thing.x, thing.y
+    left, right = steps(x - half, width), steps(x + half, width)
+    return Box.of(left, steps(y - half, height), right, steps(y + half, height), space="per_1000")
 
 
 def _written(kind: str) -> Maker:

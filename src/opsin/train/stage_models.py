@@ -20,6 +20,7 @@ from opsin.train.folder import write_tensors
 from opsin.train.trainable import Trainable
 from opsin.weights import Model, RetrievalModel
 from opsin.weights.hub import is_preset
+from opsin.weights.shipped import is_shipped
 
 CONNECTOR_FILE = "connector.safetensors"
 """What a stage that trains nothing but the connector writes besides the model: the next run's `init.connector`."""
@@ -138,7 +139,9 @@ def _tensors(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def published_name(name: str) -> str:
-    """A model's name that leads to it from anywhere: a whole path, or a repository."""
+    """A model's name that leads to it from anywhere: a whole path, a repository, or the shipped model's."""
+    if is_shipped(name):
+        return name
     if Path(name).expanduser().exists():
         return str(Path(name).expanduser().resolve())
     return families.preset(name).hub[0] if is_preset(name) else name

@@ -9,7 +9,7 @@ import torch
 
 from opsin import weights
 from opsin.errors import ConfigError
-from opsin.families import family
+from opsin.families import MIX, family
 from opsin.media.image import ImageSource, open_image
 from opsin.text.tokenizer import load_tokenizer
 from opsin.verify import ours, theirs
@@ -47,7 +47,14 @@ def verify(
     """
     theirs.load_transformers()  # before anything large is loaded
     model = weights.load(name, dtype=question.dtype, tokenizer=tokenizer)
-    own = weights.resolve(str(name)) if model.layout.startswith("hf") else None
+    if model.family is MIX and against is None:
+        raise ConfigError(
+            f"transformers cannot hold {model.name}, so there is nothing to compare it with: it is a mix of parts "
+            f"(connector {model.config.connector.kind}, resolution {model.config.resolution.kind}) that no published "
+            "family has. `opsin verify --tiny FAMILY` compares the parts as a family puts them together, "
+            "`opsin verify --case FOLDER` with recorded outputs"
+        )
+    own = weights.resolve(name) if model.layout.startswith("hf") else None
     if reference := against or own:
         return _compare(model, reference, question)
     with TemporaryDirectory() as folder:

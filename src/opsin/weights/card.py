@@ -19,6 +19,7 @@ from opsin.spec.recipe import BEST, RANDOM, PartSources, RunConfig, Stage
 from opsin.weights.config import ADAPTER, NATIVE, read_yaml
 from opsin.weights.hub import REPOSITORY
 from opsin.weights.loader import Model
+from opsin.weights.shipped import folder_of
 
 SMOOTH = 20
 """Steps that the first and the last loss of a card are means of."""
@@ -39,7 +40,7 @@ def find_model(name: str) -> tuple[str, Trained | None]:
 
     Raises WeightError for a run that has not finished.
     """
-    folder = Path(name).expanduser()
+    folder = folder_of(name)
     if (folder / "run.yaml").is_file() and not (folder / NATIVE).is_file():
         config = _read_run(folder)
         last = config.stages[-1].name

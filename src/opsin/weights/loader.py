@@ -108,7 +108,8 @@ def load(
 ) -> Model:
     """Load a model in eval mode.
 
-    name: a folder, a preset's id or a hub repository; one with an adapter gives its base model with the adapter merged.
+    name: a folder, opsin-mini, a preset's id or a hub repository; one with an adapter gives its base model with the
+    adapter merged.
     dtype: what to convert to; None or "auto" keeps the checkpoint's.
     tower, language: folder or repository of the vision tower and of the language model, for checkpoints without one; by
     default the one that their config names.
@@ -117,7 +118,7 @@ def load(
     unmapped: dtypes whose tensors get memory of their own on the CPU, in place of a view of the file: for callers who
     will rearrange them.
     """
-    located = locate(str(name), revision=revision)
+    located = locate(name, revision=revision)
     if (base := adapter_base(located)) is not None:
         from opsin.weights.adapted import load_adapted  # which loads the base model with this function
 
@@ -293,7 +294,7 @@ def account_part(
             f"{wanted_by} holds no {PARTS[prefix]}, and its config names none that is known. Name a folder or "
             f"repository that has it ({option}=)"
         )
-    located = locate(str(source))
+    located = locate(source)
     try:
         checkpoint = read_headers(located.folder, located.label)
     except WeightError as error:
