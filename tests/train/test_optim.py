@@ -6,7 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from opsin import weights
 from opsin.errors import ConfigError, TrainError
+from opsin.families.blip2 import TINY_RETRIEVER
 from opsin.spec.recipe import AdamW, Muon, Schedule
 from opsin.train.optim import Optimizer, make_groups, rate_factor
 from opsin.train.trainable import choose, set_trainable
@@ -118,6 +120,16 @@ def test_muon_takes_hidden_matrices_and_leaves_the_rest_to_adamw(trained):
     assert {group.label for group in groups} == {
         "vision", "vision/muon", "connector", "connector/muon", "decoder", "decoder/muon", "decoder.head",
     }  # fmt: skip
+
+
+def test_muon_leaves_words_places_and_queries_to_adamw():
+    """BLIP-2's stage 1 has tables besides the decoder's and the tower's."""
+    retriever = weights.build_retriever(TINY_RETRIEVER)
+    trained = dict(retriever.named_parameters())
+    groups = make_groups(trained, Muon(lr=0.02, rest=AdamW(lr=1e-3)))
+    kept = {name for group in groups if group.algorithm == "adamw" for name in group.names}
+    tables = {"queries", "words.weight", "positions.weight", "vision.positions", "vision.patch.weight"}
+    assert {name for name in kept if trained[name].ndim == 2} == tables
 
 
 def test_a_rate_for_a_part_that_does_not_train_is_an_error(trained):

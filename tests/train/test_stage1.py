@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import toys
 from opsin import weights
+from opsin.collate import pad
 from opsin.errors import DataError, TrainError
 from opsin.families.blip2 import TINY
 from opsin.match import Matcher, PairEncoder
@@ -26,8 +27,10 @@ from opsin.train.stage1 import (
     begin_stage2,
     contrastive_loss,
     pictures_by_name,
+    same_pair,
     stage1,
     stage1_losses,
+    texts_by_words,
 )
 from opsin.weights import RetrievalModel
 from train.pairs import CONFIG, gather, model, pairs
@@ -65,6 +68,33 @@ def test_pairs_of_one_picture_share_their_target_and_are_no_negatives() -> None:
     same = torch.tensor([[a == b for b in (7, 7, 3, 7, 4)] for a in (7, 7, 3, 7, 4)])
     assert torch.equal(shown, ~same)
     assert not torch.equal(result.contrastive, stage1_losses(retriever, pairs(), caption_id=1).contrastive)
+
+
+def test_equal_texts_fit_each_others_pictures_where_they_are_told_apart() -> None:
+    retriever = model()
+    result = stage1_losses(retriever, pairs()._replace(text_ids=torch.tensor([7, 7, 3, 7, 4])), caption_id=1)
+    same = torch.tensor([[a == b for b in (7, 7, 3, 7, 4)] for a in (7, 7, 3, 7, 4)])
+    assert torch.equal(result.steps["neg_weights_t2i"] > 0, ~same)
+    either = pairs(image_ids=[1, 2, 2, 3, 4])._replace(text_ids=torch.tensor([5, 6, 7, 5, 8]))
+    same = same_pair(either)
+    assert same.long().tolist() == [
+        [1, 0, 0, 1, 0],  # pair 3 has its text
+        [0, 1, 1, 0, 0],  # pair 2 has its picture
+        [0, 1, 1, 0, 0],
+        [1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
+
+
+def test_texts_are_equal_word_for_word_whatever_they_are_padded_to(tokenizer: Tokenizer) -> None:
+    encoder = PairEncoder(CONFIG, tokenizer)
+    picture = Plain().sample(0, 0).images[0]
+    texts = ["red paper", "red paper and more", "Red paper.", "red pape"]
+    found = texts_by_words(pad([encoder.pair(picture, text) for text in texts])).tolist()
+    assert found[0] == found[2]
+    assert len(set(found)) == 3
+    alone = texts_by_words(pad([encoder.pair(picture, "red paper")])).tolist()
+    assert alone == found[:1]
 
 
 def test_negatives_are_drawn_by_similarity_and_follow_from_the_generator() -> None:

@@ -95,6 +95,21 @@ def test_a_stopped_run_goes_on_to_the_same_bits(project):
     assert all(torch.equal(tensor, straight[name]) for name, tensor in result.model.retriever.state_dict().items())
 
 
+def test_pictures_are_cropped_and_flipped_and_equal_captions_are_no_negatives(project):
+    """Four pictures with a caption each, in 16 records: all of one colour are one picture, however they are shown."""
+    shown = ["stages.0.augment={crop: [0.5, 1.0], flip: 0.5, turns: true}", "stages.0.equal_captions=positives"]
+    config = read_run("run.yaml", [*shown, "stages.0.steps=6", "stages.0.optim.lr=2e-3"])
+    rows = []
+    whole = run(config, on_row=rows.append).model.retriever.state_dict()
+    other = []
+    run(config.replace(output="plain", stages=(config.stages[0].replace(augment=None),)), on_row=other.append)
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in other], abs=1e-4), "one colour each"
+    stop = StopRequest()
+    run(config.replace(output="again"), stop=stop, on_row=lambda row: row["step"] == 3 and stop.make())
+    again = run(config.replace(output="again")).model.retriever.state_dict()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in again.items())
+
+
 def test_it_is_judged_while_it_trains_and_its_best_model_compares(project, capsys):
     judged = "stages.0.evaluate={every: 5, data: [{path: pairs.json}]}"
     assert opsin(["train", "run.yaml", "stages.0.steps=20", judged]) == 0
@@ -126,6 +141,8 @@ def test_a_dry_run_shows_it_without_data_by_the_published_counts(project, capsys
         (["init={decoder: x}"], "init.decoder: this run's model has no such part"),
         (["stages.0.batch.samples=15"], "leave a pair alone"),
         (["stages.0.resolution={kind: center_crop, tile_size: 42}"], "reads squashed pictures only"),
+        (["stages.0.augment={crop: [1, 0.5]}"], "crop is the least and the most share"),
+        (["stages.0.objective=next_token", "stages.0.equal_captions=positives"], "equal_captions is for objective itc"),
         (["stages.0.max_tokens=4000"], "max_tokens 4000 is more than max_positions 40"),
         (["stages.0.objective=next_token", "model=blip2-tiny", "init={qformer: x}"], "init.qformer: this run's model"),
     ],

@@ -125,6 +125,26 @@ class Schedule(Spec):
     """Where the warm-up begins, likewise."""
 
 
+class Augment(Spec):
+    """Pictures shown differently in every epoch. What is drawn follows from seed, epoch and sample."""
+
+    crop: tuple[float, float] | None = (0.5, 1.0)
+    """Least and most share of the picture's area that is shown: a random part of random proportions between 3:4 and
+    4:3, which the model's resolution then draws as it draws any picture. The default is LAVIS' for BLIP-2
+    (blip2_image_train). None: all of it is shown."""
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """How likely left and right are exchanged. Set it to 0 where texts tell the two apart."""
+    turns: bool = False
+    """Whether pictures are turned by none to three quarters, each as likely: for those without an upper side, such as
+    photographs from above."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError("crop is the least and the most share of a picture's area, such as [0.5, 1.0]")
+        return self
+
+
 Objective = Literal["next_token", "itc_itm_itg"]
 Overlong = Literal["error", "drop", "truncate", "trim_turns", "trim_oldest_turns", "shrink_picture"]
 
@@ -190,6 +210,12 @@ class Stage(Spec):
     captions: Literal["whole", "split"] = "whole"
     """`split`: each answer is cut in two between words, at random anew in each epoch, and the first part is what the
     user says: how BLIP-2 teaches a model with an encoder (the same, section 3.3)."""
+    augment: Augment | None = None
+    """Random crops, flips and turns of the pictures; evaluations see pictures as they are."""
+    equal_captions: Literal["negatives", "positives"] = "negatives"
+    """Of `itc_itm_itg`: what captions of different pictures are that are equal, word for word. `negatives`: as in the
+    authors' code, which assumes that there are none; `positives`: either fits both pictures, for data in which
+    captions recur."""
     chat: str | ChatFormat | None = None
     """Chat format for this stage, by name or written out; the model's own when not given."""
     resolution: ResolutionConfig | None = None
@@ -231,6 +257,8 @@ class Stage(Spec):
                     f"stage {self.name!r}: schedule.{name} {getattr(self.schedule, name):g} is above optim.lr "
                     f"{self.optim.lr:g}"
                 )
+        if self.augment is not None and self.cache_features is not None:
+            raise ValueError(f"stage {self.name!r}: cache_features finds nothing again that augment shows differently")
         if self.compares:
             if self.batch.form != "pad":
                 raise ValueError(f"stage {self.name!r}: pairs are compared row by row; set batch.form: pad")
@@ -240,6 +268,8 @@ class Stage(Spec):
                 )
             if self.lora is not None or self.cache_features is not None:
                 raise ValueError(f"stage {self.name!r}: lora and cache_features are for models that answer")
+        elif self.equal_captions != "negatives":
+            raise ValueError(f"stage {self.name!r}: equal_captions is for objective itc_itm_itg, which compares pairs")
         return self
 
     @property

@@ -172,7 +172,7 @@ def prepare_judge(prepared: PreparedStage, model: Model | RetrievalModel, source
     if evaluation.metric == "exact_match" and not isinstance(model, Model):
         raise ConfigError(f"stage {stage.name!r}: a model that compares gives no answers; set evaluate.metric: loss")
     held_out = prepare_stage(
-        stage.replace(name=f"{stage.name}.evaluate", data=evaluation.data, sampler="shuffle"),
+        stage.replace(name=f"{stage.name}.evaluate", data=evaluation.data, sampler="shuffle", augment=None),
         module=model.module,
         model=model.config,
         tokenizer=model.tokenizer,

@@ -12,8 +12,9 @@ from opsin.errors import ConfigError, TrainError
 from opsin.spec.recipe import AdamW, Muon, OptimConfig, Schedule, matches
 from opsin.train.parallel import split_like
 
-NOT_HIDDEN = (".decoder.embed.", ".decoder.head.", ".vision.patch.", ".vision.positions")
-"""Parts of names of matrices that Muon leaves to AdamW: they face tokens or pixels, not hidden states."""
+NOT_HIDDEN = (".decoder.embed.", ".decoder.head.", ".vision.patch.", ".words.", ".table.", ".positions", ".queries")
+"""Parts of names of matrices that Muon leaves to AdamW: they face tokens or pixels, or are tables of places and
+queries, which nothing is multiplied by."""
 
 
 BEFORE_LAYERS = ("patch", "class_token", "positions", "norm_pre", "embed")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from opsin import families, weights
+from opsin.data.augment import AugmentedPictures
 from opsin.data.captions import SplitCaptions
 from opsin.data.feed import Feed
 from opsin.data.source import Source, open_data
@@ -26,7 +27,7 @@ from opsin.spec.rules import Layout
 from opsin.text.messages import Conversation
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.objectives import Objective, next_token
-from opsin.train.stage1 import begin_stage2, caption_pair, check_pairs, pictures_by_name, stage1
+from opsin.train.stage1 import begin_stage2, caption_pair, check_pairs, pictures_by_name, stage1, texts_by_words
 from opsin.train.trainable import Trainable, choose, idle_tensors
 from opsin.weights import Model, RetrievalModel
 from opsin.weights.config import describe, read_json
@@ -183,11 +184,15 @@ def prepare_stage(
             source = open_data(stage.data, seed=seed, on_bad="keep" if keep else "raise")
         if stage.captions == "split":
             source = SplitCaptions(source, seed=seed)
+        if stage.augment is not None:
+            source = AugmentedPictures(source, stage.augment, seed=seed)
         objective: Objective = next_token
         smaller: list[Callable[[Conversation], Encoded]] = []
         if isinstance(model, RetrieverConfig):
             pairs = _pair_encoder(model, stage, tokenizer)
-            objective, limit = stage1(pairs.caption_id, image_ids=pictures_by_name), pairs.config.max_tokens
+            texts = texts_by_words if stage.equal_captions == "positives" else None
+            objective = stage1(pairs.caption_id, image_ids=pictures_by_name, text_ids=texts)
+            limit = pairs.config.max_tokens
             encode: Callable[[Conversation], Encoded] = partial(caption_pair, encoder=pairs)
             check_pairs(len(source), stage.batch)
         else:

@@ -12,7 +12,6 @@ which data parallelism takes, is the gradient of the mean of their losses.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from opsin.data.augment import picture_name
 from opsin.data.source import Source
 from opsin.encode import Encoded
 from opsin.errors import ConfigError, DataError, TrainError
@@ -49,6 +49,8 @@ class Pairs(NamedTuple):
     """(B, T) bool, false in padding."""
     image_ids: Tensor | None = None
     """(B,) which picture each is: pairs of one picture are no negatives of each other. None: all are different."""
+    text_ids: Tensor | None = None
+    """(B,) the same of texts, where equal ones fit each other's pictures. None: all are different."""
 
 
 class Negatives(NamedTuple):
@@ -98,8 +100,9 @@ def stage1_losses(
 
     images, texts = model.picture_vectors(seen.states), model.text_vectors(text)
     sim_i2t, sim_t2i = similarities(model, images, texts)
-    same = same_picture(pairs)
-    contrastive = contrastive_loss(sim_i2t, sim_t2i, same, soft=pairs.image_ids is not None)
+    same = same_pair(pairs)
+    soft = pairs.image_ids is not None or pairs.text_ids is not None
+    contrastive = contrastive_loss(sim_i2t, sim_t2i, same, soft=soft)
 
     weights_i2t, weights_t2i = (_negative_weights(sims.detach(), same) for sims in (sim_i2t, sim_t2i))
     steps |= {"neg_weights_i2t": weights_i2t, "neg_weights_t2i": weights_t2i}
@@ -129,13 +132,17 @@ def similarities(model: Retriever, images: Tensor, texts: Tensor) -> tuple[Tenso
     return sim_i2t, sim_t2i
 
 
-def same_picture(pairs: Pairs) -> Tensor:
-    """(B, N) bool: which of all pairs show the picture of each pair here; itself alone where none is told apart."""
-    count = len(pairs.ids)
-    mine = pairs.image_ids
+def same_pair(pairs: Pairs) -> Tensor:
+    """(B, N) bool: which of all pairs have the picture of each pair here, or its text; itself alone where neither is
+    told apart."""
+    same = _same(pairs, pairs.image_ids)
+    return same if pairs.text_ids is None else same | _same(pairs, pairs.text_ids)
+
+
+def _same(pairs: Pairs, mine: Tensor | None) -> Tensor:
     if mine is None:
         before = sum(_counts(pairs.ids)[: _rank()])
-        mine = torch.arange(count, device=pairs.ids.device) + before
+        mine = torch.arange(len(pairs.ids), device=pairs.ids.device) + before
     return mine[:, None] == gather(mine)[None]
 
 
@@ -156,8 +163,8 @@ def _negative_weights(sims: Tensor, same: Tensor) -> Tensor:
     """How likely each of all pairs is drawn as a negative: the more similar the likelier; never of the same picture."""
     if bool(same.all(dim=1).any()):
         raise TrainError(
-            f"a pair has no negative among the {same.shape[1]} of its batch, which are all of its own picture. Take "
-            "larger batches, or shuffle the data"
+            f"a pair has no negative among the {same.shape[1]} of its batch, which are all of its own picture or text. "
+            "Take larger batches, or shuffle the data"
         )
     return sims.masked_fill(same, -10_000.0).softmax(dim=1)
 
@@ -276,11 +283,17 @@ def _rank() -> int:
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def stage1(caption_id: int, *, image_ids: Callable[[Batch], Tensor] | None = None) -> Objective:
+def stage1(
+    caption_id: int,
+    *,
+    image_ids: Callable[[Batch], Tensor] | None = None,
+    text_ids: Callable[[Batch], Tensor] | None = None,
+) -> Objective:
     """The objective for `train_stage` on a `Retriever`, whose samples come from `CaptionPairs`.
 
     caption_id: id of `[DEC]`. image_ids: (B,) which picture each sample shows, where pictures repeat in a batch; use
-    `pictures_by_name` where samples are named by their pictures.
+    `pictures_by_name` where samples are named by their pictures. text_ids: the same of texts, where equal ones are no
+    negatives of each other's pictures; use `texts_by_words`.
     """
 
     def objective(model: Retriever, batch: Batch) -> Loss:
@@ -288,8 +301,8 @@ def stage1(caption_id: int, *, image_ids: Callable[[Batch], Tensor] | None = Non
         assert batch.grids is not None
         valid = torch.arange(batch.ids.shape[1], device=batch.ids.device)
         valid = valid < torch.tensor(batch.lengths, device=batch.ids.device)[:, None]
-        pictures = None if image_ids is None else image_ids(batch).to(batch.ids.device)
-        pairs = Pairs(batch.patches, batch.grids, batch.ids, valid, pictures)
+        pictures, texts = (each and each(batch).to(batch.ids.device) for each in (image_ids, text_ids))
+        pairs = Pairs(batch.patches, batch.grids, batch.ids, valid, pictures, texts)
         losses = stage1_losses(model, pairs, caption_id=caption_id)
         # The authors' caption loss is a mean over each process' own tokens. Here it is one over those of all, so that
         # how texts fall to processes changes nothing.
@@ -304,7 +317,17 @@ def stage1(caption_id: int, *, image_ids: Callable[[Batch], Tensor] | None = Non
 
 def pictures_by_name(batch: Batch) -> Tensor:
     """Samples of one name show one picture. Names must be the same on all processes."""
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in batch.names]
+    return _digests([name.encode() for name in batch.names])
+
+
+def texts_by_words(batch: Batch) -> Tensor:
+    """Samples whose texts have the same ids have one text."""
+    texts = [row[:length] for row, length in zip(batch.ids.tolist(), batch.lengths, strict=True)]
+    return _digests([repr(text).encode() for text in texts])
+
+
+def _digests(contents: list[bytes]) -> Tensor:
+    digests = [hashlib.blake2b(content, digest_size=8).digest() for content in contents]
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
 
 
@@ -317,7 +340,7 @@ def caption_pair(conversation: Conversation, encoder: PairEncoder) -> Encoded:
     if len(conversation.images) != 1 or last.role != "assistant" or not last.text:
         raise DataError(f"{where}: a pair is one picture and an answer, its caption")
     image = conversation.images[0]
-    return encoder.pair(image, last.text, name=str(image) if isinstance(image, str | Path) else where)
+    return encoder.pair(image, last.text, name=picture_name(image) or where)
 
 
 class CaptionPairs:
