@@ -12,9 +12,9 @@ from opsin.train.log import Reporter
 from opsin.train.runner import run as train
 
 STEPS = 2300
-SAMPLES = 12
+SAMPLES = 16
 """Samples per step, each with several questions in one conversation."""
-QUESTIONS = 8
+QUESTIONS = 6
 STAGE = "finetune"
 
 

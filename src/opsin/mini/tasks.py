@@ -319,17 +319,17 @@ TASKS: dict[str, tuple[Maker, tuple[str, ...], float]] = {
     "describe": (
         _describe,
         ("Describe the picture.", "What do you see?", "What is in the picture?", "Describe this image."),
-        0.3,
+        0.15,
     ),
     "colour": (
         _colour,
         ("What colour is the {shape}?", "What color is the {shape}?", "Which colour has the {shape}?"),
-        2.0,
+        4.0,
     ),
     "shape": (
         _shape,
         ("Which shape is {color}?", "What is the shape of the {color} one?", "What shape is {color}?"),
-        0.7,
+        0.3,
     ),
     "count": (_count, ("How many {group} are there?", "Count the {group}.", "How many {group} do you see?"), 2.0),
     "position": (
@@ -354,8 +354,8 @@ TASKS: dict[str, tuple[Maker, tuple[str, ...], float]] = {
         ),
         2.0,
     ),
-    "exists": (_exists, ("Is there {name}?", "Do you see {name}?", "Is {name} in the picture?"), 0.7),
-    "box": (_box, ("Find the {name}.", "Give the box of the {name}.", "Draw a box around the {name}."), 0.5),
+    "exists": (_exists, ("Is there {name}?", "Do you see {name}?", "Is {name} in the picture?"), 1.0),
+    "box": (_box, ("Find the {name}.", "Give the box of the {name}.", "Draw a box around the {name}."), 0.3),
     "word": (_written("word"), ("What word is written?", "Read the word.", "Which word do you see?"), 1.0),
     "number": (_written("number"), ("What number is written?", "Read the number.", "Which number do you see?"), 1.0),
     "ink": (
@@ -363,8 +363,8 @@ TASKS: dict[str, tuple[Maker, tuple[str, ...], float]] = {
         ("What colour is the {kind}?", "In which colour is the {kind} written?", "What color is the {kind}?"),
         0.3,
     ),
-    "tallest": (_extreme, ("Which bar is the {which}?", "What colour is the {which} bar?"), 1.0),
-    "value": (_value, ("How high is the {color} bar?", "What is the value of the {color} bar?"), 0.5),
+    "tallest": (_extreme, ("Which bar is the {which}?", "What colour is the {which} bar?"), 0.7),
+    "value": (_value, ("How high is the {color} bar?", "What is the value of the {color} bar?"), 0.25),
     "which": (
         _which,
         ("Which picture shows {name}, the first or the second?", "In which of the two pictures is {name}?"),
@@ -387,20 +387,29 @@ once, and what is learnt early are asked for less."""
 
 
 def _colours(shown: Sample, rng: random.Random, split: Split) -> Found:
-    """Each thing's shape, then its colour. Names say the colour first, which teaches to find things by it alone."""
-    if (scene := _one(shown)) and len({thing.shape for thing in scene.things}) == len(scene.things) > 1:
-        yield {}, f"{_listed([f'{thing.shape} {thing.color}' for thing in scene.things])}.", None
+    """Each thing's shape, then its colour. Names say the colour first, which teaches to find things by it alone.
+
+    In any order, so that the shape alone tells which thing is meant; things that share theirs are left out.
+    """
+    scenes = shown.pictures or (shown.clip.frames[0],) if shown.clip or shown.pictures else ()
+    things = [thing for scene in scenes for thing in scene.things]
+    counts = Counter(thing.shape for thing in things)
+    names = [f"{thing.shape} {thing.color}" for thing in things if counts[thing.shape] == 1]
+    if len(names) > 1:
+        rng.shuffle(names)
+        yield {}, f"{_listed(names)}.", None
 
 
 def _places(shown: Sample, rng: random.Random, split: Split) -> Found:
     """Each thing's name, then its place."""
     if scene := _one(shown):
         names = [f"{thing.name} {ROWS[thing.cell[0]]} {COLUMNS[thing.cell[1]]}" for thing in scene.things]
+        rng.shuffle(names)
         yield {}, f"{_listed(names)}.", None
 
 
 EXERCISES: dict[str, tuple[Maker, tuple[str, ...], float]] = {
-    "colours": (_colours, ("Describe the shapes.",), 1.5),
+    "colours": (_colours, ("Describe the shapes.",), 6.0),
     "places": (_places, ("Where do you see the shapes?",), 1.5),
 }
 """What training asks besides, and evaluation does not: each answer finds several things by what comes first in it.
