@@ -6,6 +6,7 @@ and digits are pieces of their own, so that a written word is spelled letter by 
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from opsin.demo.tasks import text_sample
@@ -22,7 +23,6 @@ DESCRIBE = ("Describe the picture.", "What do you see?", "What is in the picture
 
 def vocabulary() -> dict[str, int]:
     """Ids of all tokens, by their byte-level spelling: control tokens, the 256 bytes, then words in order."""
-    letters = byte_letters()
     text = ["USER: ASSISTANT: \n", *DESCRIBE, *(f" {line}" for line in DESCRIBE)]
     for index in range(NUM_SAMPLES):
         sample = text_sample(0, index, "train", num_questions=12)
@@ -30,14 +30,20 @@ def vocabulary() -> dict[str, int]:
         sentences = [sample.caption, *(question.text for question in sample.questions)]
         text += [f"{sentence}\n {sentence}" for sentence in sentences]
         text += [f" {question.answer}" for question in sample.questions]
-    words = {piece for line in text for piece in re.findall(PIECES, line) if len(piece) > 1}
+    return vocabulary_of(text)
+
+
+def vocabulary_of(lines: Iterable[str]) -> dict[str, int]:
+    """Ids of the control tokens, the 256 bytes, and the words of some lines in order."""
+    letters = byte_letters()
+    words = {piece for line in lines for piece in re.findall(PIECES, line) if len(piece) > 1}
     spelled = ["".join(letters[byte] for byte in word.encode()) for word in sorted(words)]
     return {token: index for index, token in enumerate([*CONTROLS, *(letters[b] for b in range(256)), *spelled])}
 
 
-def write_tokenizer(folder: Path) -> int:
-    """Write tokenizer.json and tokenizer_config.json; returns the number of tokens."""
-    vocab = vocabulary()
+def write_tokenizer(folder: Path, vocab: Mapping[str, int] | None = None) -> int:
+    """Write tokenizer.json and tokenizer_config.json; returns the number of tokens. vocab: the demo's if not given."""
+    vocab = vocabulary() if vocab is None else dict(vocab)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     split = {"type": "Split", "pattern": {"Regex": PIECES}, "behavior": "Isolated", "invert": False}
