@@ -29,6 +29,7 @@ FLOORS = {
     "evaluate": 5,
     "inspect": 5,
     "demo": 5,
+    "mini": 5,
     "serve": 5,
     "verify": 5,
     "cli": 6,

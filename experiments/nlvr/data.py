@@ -22,7 +22,7 @@ from experiments.nlvr.scenes import BACKGROUND, BOX, BOX_LEFTS, blank, draw_scen
 from experiments.nlvr.sentences import sentences
 from PIL import Image
 
-from opsin.demo.vocabulary import vocabulary_of, write_tokenizer
+from opsin.demo.vocabulary import vocabulary, write_tokenizer
 
 PER_PICTURE = 16
 ANSWERS = {"true": "yes", "false": "no"}
@@ -68,7 +68,7 @@ def write_words(folder: Path, examples: Iterable[Example], *, scenes: int = 1500
         lines += [each.text for each in sentences(draw_scene(rng), rng, PER_PICTURE, slips=0)]
     lines += [example.sentence for example in examples]
     spaced = [text for line in lines for text in (line, f" {line}", f"\n{line}")]
-    return write_tokenizer(folder, vocabulary_of(spaced))
+    return write_tokenizer(folder, vocabulary(spaced))
 
 
 def write_drawn(folder: Path, *, seed: int, pictures: int) -> None:

@@ -72,7 +72,7 @@ def test_a_tower_is_trained_logged_saved_and_made_again(tmp_path: Path, monkeypa
 def test_a_language_model_is_trained_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_language, "BATCH", 2)
     monkeypatch.setattr(pretrain_language, "measure", lambda module, words: {"accuracy": 0.5})
-    size = vocabulary.write_tokenizer(tmp_path)
+    size = vocabulary.write_tokenizer(tmp_path, vocabulary.vocabulary(vocabulary.sentences()))
     pretrain_language.run(tmp_path, seed=1, settings=few_steps(pretrain_language.RUN))
     saved = load_file(tmp_path / DECODER_FILE)
     decoder = Decoder(config().decoder)

@@ -6,7 +6,7 @@ import pytest
 
 from opsin.demo.shipped import CHAT, PARTS
 from opsin.demo.tasks import text_sample
-from opsin.demo.vocabulary import CONTROLS, write_tokenizer
+from opsin.demo.vocabulary import CONTROLS, sentences, vocabulary, write_tokenizer
 from opsin.families._chats import PLAIN
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -21,7 +21,7 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
 
 
 def test_the_shipped_tokenizer_is_what_the_recipe_makes(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path)
+    write_tokenizer(tmp_path, vocabulary(sentences()))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_bytes() == (PARTS / name).read_bytes()
 

@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from opsin.demo.fonts import Mask, glyph
-from opsin.demo.scene import BAR_STEP, MAX_BAR, SIDE, Ground, Rgb, Scene, Thing, Writing
+from opsin.demo.scene import BAR_STEP, MAX_BAR, Ground, Rgb, Scene, Thing, Writing
 
 Canvas = NDArray[np.float32]
-"""(SIDE, SIDE, 3), 0 to 255."""
+"""(height, width, 3), 0 to 255."""
 
 _OVERSAMPLING = 4
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The picture of a scene: RGB, SIDE x SIDE. The same scene always gives the same pixels."""
-    canvas = _background(scene.ground)
+    """The picture of a scene, RGB. The same scene always gives the same pixels."""
+    canvas = _background(scene.ground, scene.size)
     if scene.bars:
         _draw_chart(canvas, scene)
     for thing in scene.things:
@@ -35,17 +35,17 @@ def _grain() -> NDArray[np.float32]:
 
 
 @cache
-def _ramp() -> NDArray[np.float32]:
-    return np.linspace(-0.5, 0.5, SIDE, dtype=np.float32)
+def _ramp(length: int) -> NDArray[np.float32]:
+    return np.linspace(-0.5, 0.5, length, dtype=np.float32)
 
 
-def _background(ground: Ground) -> Canvas:
-    across, down = ground.gradient
-    slope = _ramp()[:, None] * down + _ramp()[None, :] * across
+def _background(ground: Ground, size: tuple[int, int]) -> Canvas:
+    (width, height), (across, down) = size, ground.gradient
+    slope = _ramp(height)[:, None] * down + _ramp(width)[None, :] * across
     canvas = slope[:, :, None] + np.array(ground.rgb, np.float32)
     if ground.noise:
         x, y = ground.noise_offset
-        canvas += _grain()[y : y + SIDE, x : x + SIDE] * np.float32(ground.noise)
+        canvas += _grain()[y : y + height, x : x + width] * np.float32(ground.noise)
     # Room for grain and slope at both ends: nothing drawn later leaves 0..255.
     return np.clip(canvas, 0, 255, out=canvas)
 
@@ -53,7 +53,7 @@ def _background(ground: Ground) -> Canvas:
 def _blend(canvas: Canvas, mask: Mask, left: int, top: int, rgb: Rgb) -> None:
     """Lay `rgb` over the canvas where the mask is, cutting what lies outside the picture."""
     x0, y0 = max(0, left), max(0, top)
-    x1, y1 = min(SIDE, left + mask.shape[1]), min(SIDE, top + mask.shape[0])
+    x1, y1 = min(canvas.shape[1], left + mask.shape[1]), min(canvas.shape[0], top + mask.shape[0])
     if x0 >= x1 or y0 >= y1:
         return
     cover = mask[y0 - top : y1 - top, x0 - left : x1 - left, None].astype(np.float32) * np.float32(1 / 255)
@@ -75,14 +75,14 @@ def _draw_writing(canvas: Canvas, writing: Writing) -> None:
 def _draw_chart(canvas: Canvas, scene: Scene) -> None:
     dark = sum(scene.ground.rgb) < 3 * 128
     ink = np.array((200, 200, 200) if dark else (70, 70, 70), np.float32)
-    foot = scene.baseline
+    foot, width = scene.baseline, scene.size[0]
     if scene.gridlines:
         for value in range(1, MAX_BAR + 1):
-            line = canvas[foot - value * BAR_STEP, 3 : SIDE - 3]
+            line = canvas[foot - value * BAR_STEP, 3 : width - 3]
             line += 0.3 * (ink - line)
     for bar in scene.bars:
         canvas[foot - bar.value * BAR_STEP : foot, bar.left : bar.right] = bar.rgb
-    canvas[foot, 2 : SIDE - 2] = ink
+    canvas[foot, 2 : width - 2] = ink
 
 
 @cache

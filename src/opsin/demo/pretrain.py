@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.part == "tokenizer":
         from opsin.demo import vocabulary
 
-        print(f"{vocabulary.write_tokenizer(given.folder)} tokens")
+        print(f"{vocabulary.write_tokenizer(given.folder, vocabulary.vocabulary(vocabulary.sentences()))} tokens")
     elif given.part == "tower":
         from opsin.demo import pretrain_tower as tower
 

@@ -144,6 +144,8 @@ class Scene:
     baseline: int = 0
     """Foot of the bars, in pixels from the top."""
     gridlines: bool = False
+    size: tuple[int, int] = (SIDE, SIDE)
+    """(width, height) in pixels."""
 
 
 def is_heldout(kind: Literal["pair", "word", "number", "bars"], name: str) -> bool:
@@ -161,7 +163,7 @@ _PAIRS = {"train": TRAIN_PAIRS, "heldout": HELDOUT_PAIRS}
 
 def draw_scene(rng: random.Random, split: Split) -> Scene:
     """A random scene of the split."""
-    ground = _ground(rng)
+    ground = draw_ground(rng)
     dice = rng.random()
     if dice < 0.42:
         cells = [(row, column) for row in range(3) for column in range(3)]
@@ -172,7 +174,8 @@ def draw_scene(rng: random.Random, split: Split) -> Scene:
     return _bar_scene(rng, split, ground)
 
 
-def _ground(rng: random.Random) -> Ground:
+def draw_ground(rng: random.Random) -> Ground:
+    """A light or dark background, slightly coloured, sloped and grainy."""
     value = rng.randint(205, 250) if rng.random() < 0.7 else rng.randint(8, 55)
     red, green, blue = (min(255, max(0, value + rng.randint(-7, 7))) for _ in range(3))
     return Ground(
@@ -183,7 +186,9 @@ def _ground(rng: random.Random) -> Ground:
     )
 
 
-def _pair(rng: random.Random, split: Split, *, shape: str | None = None, color: str | None = None) -> tuple[str, str]:
+def pick_pair(
+    rng: random.Random, split: Split, *, shape: str | None = None, color: str | None = None
+) -> tuple[str, str]:
     """A (shape, colour) that fits; every second one of the `heldout` split is a held-out pair where one fits."""
     for pool in ("heldout", "train") if split == "heldout" and rng.random() < 0.6 else ("train",):
         fitting = [p for p in _PAIRS[pool] if shape in (None, p[0]) and color in (None, p[1])]
@@ -200,8 +205,8 @@ def _things(rng: random.Random, split: Split, cells: list[Cell], count: int) -> 
         shape = rng.choice(SHAPES)
     else:
         color = rng.choice(list(COLORS))
-    pairs = [_pair(rng, split, shape=shape, color=color) for _ in range(repeated)]
-    pairs += [_pair(rng, split) for _ in range(count - repeated)]
+    pairs = [pick_pair(rng, split, shape=shape, color=color) for _ in range(repeated)]
+    pairs += [pick_pair(rng, split) for _ in range(count - repeated)]
     chosen = sorted(rng.sample(cells, count))
     rng.shuffle(pairs)
     return tuple(_thing(rng, *pair, cell) for pair, cell in zip(pairs, chosen, strict=True))
@@ -212,10 +217,10 @@ def _thing(rng: random.Random, shape: str, color: str, cell: Cell) -> Thing:
     slack = (CELL - size) / 2
     x = (cell[1] + 0.5) * CELL + rng.uniform(-slack, slack)
     y = (cell[0] + 0.5) * CELL + rng.uniform(-slack, slack)
-    return Thing(shape, color, cell, x, y, size, rng.choice((-16, -8, 0, 8, 16)), _tint(rng, color))
+    return Thing(shape, color, cell, x, y, size, rng.choice((-16, -8, 0, 8, 16)), tint(rng, color))
 
 
-def _tint(rng: random.Random, color: str) -> Rgb:
+def tint(rng: random.Random, color: str) -> Rgb:
     """The colour, a little brighter or darker and a little off."""
     factor = rng.uniform(0.88, 1.1)
     red, green, blue = (min(255, max(0, round(channel * factor + rng.uniform(-9, 9)))) for channel in COLORS[color])
@@ -231,7 +236,7 @@ def _text_scene(rng: random.Random, split: Split, ground: Ground) -> Scene:
     return Scene("text", things=things, writings=writings, ground=ground)
 
 
-def _word(rng: random.Random, split: Split) -> str:
+def pick_word(rng: random.Random, split: Split) -> str:
     """A real word, or for training every second time any letters, so that reading cannot be guessing from a list."""
     while True:
         if split == "train" and rng.random() < 0.5:
@@ -242,7 +247,8 @@ def _word(rng: random.Random, split: Split) -> str:
             return word
 
 
-def _number(rng: random.Random, split: Split) -> str:
+def pick_number(rng: random.Random, split: Split) -> str:
+    """Two or three digits."""
     while True:
         number = str(rng.randint(10, 99) if rng.random() < 0.4 else rng.randint(100, 999))
         if is_heldout("number", number) == (split == "heldout"):
@@ -252,7 +258,7 @@ def _number(rng: random.Random, split: Split) -> str:
 def _writing(rng: random.Random, split: Split, kind: str, row: int) -> Writing:
     from opsin.demo.fonts import advance, heights
 
-    text = _word(rng, split) if kind == "word" else _number(rng, split)
+    text = pick_word(rng, split) if kind == "word" else pick_number(rng, split)
     style = rng.choice(INK_STYLES if kind == "number" else INK_STYLES[:-1])
     height = rng.choice(heights(style))
     gap = rng.randint(2, 4)
@@ -267,7 +273,7 @@ def _writing(rng: random.Random, split: Split, kind: str, row: int) -> Writing:
     slack = CELL - height
     baseline = row * CELL + height + rng.randint(slack // 4, slack - slack // 4)
     color = rng.choice(list(COLORS))
-    return Writing(text, color, row, style, height, pitch, baseline, _tint(rng, color))
+    return Writing(text, color, row, style, height, pitch, baseline, tint(rng, color))
 
 
 def _bar_scene(rng: random.Random, split: Split, ground: Ground) -> Scene:
@@ -284,7 +290,7 @@ def _bar_scene(rng: random.Random, split: Split, ground: Ground) -> Scene:
     width = rng.randint(10, min(room - 4, 18))
     first = 6 + rng.randint(0, room - width) + rng.randint(0, 96 - room * len(colors))
     bars = tuple(
-        Bar(color, value, first + i * room, first + i * room + width, _tint(rng, color))
+        Bar(color, value, first + i * room, first + i * room + width, tint(rng, color))
         for i, (color, value) in enumerate(zip(colors, values, strict=True))
     )
     return Scene("bars", bars=bars, baseline=rng.randint(97, 101), gridlines=rng.random() < 0.6, ground=ground)

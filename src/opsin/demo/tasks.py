@@ -9,9 +9,9 @@ always giving a task's commonest answer earns little.
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from PIL import Image
 
@@ -88,27 +88,54 @@ class HeldOutQuestion:
 
 
 def heldout_questions(seed: int, *, per_task: int) -> list[HeldOutQuestion]:
-    """`per_task` questions of every task from the first pictures of the `heldout` split, at most two of a task each.
+    """`per_task` questions of every task from the first pictures of the `heldout` split (`balanced`)."""
+
+    def asked(index: int) -> Sequence[Question]:
+        return text_sample(seed, index, "heldout", num_questions=12).questions
+
+    return [HeldOutQuestion(*each) for each in balanced(asked, TASKS, per_task=per_task)]
+
+
+class Asked(Protocol):
+    """A question of a task, with its answer."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+
+
+AnyQuestion = TypeVar("AnyQuestion", bound=Asked)
+
+
+def balanced(
+    asked: Callable[[int], Sequence[AnyQuestion]], tasks: Iterable[str], *, per_task: int
+) -> list[tuple[int, AnyQuestion]]:
+    """`per_task` questions of every task with the numbers of their scenes, at most two of a task about each.
 
     The answers of a task are nearly even: none is taken more often than a tenth above its fair share, so that the
     baseline of always giving the commonest answer is what the number of answers makes it, not what scenes happen to
     show. That makes the questions harder: counts of four weigh as much as counts of one.
+    asked: the questions about scene 0, 1, 2, ...
     """
-    answers: dict[str, set[str]] = {task: set() for task in TASKS}
+    answers: dict[str, set[str]] = {task: set() for task in tasks}
     for index in range(ANSWER_SCAN):
-        for question in text_sample(seed, index, "heldout", num_questions=12).questions:
+        for question in asked(index):
             answers[question.task].add(question.answer)
     most = {task: math.ceil(1.1 * per_task / len(known)) for task, known in answers.items()}
-    found: dict[str, list[HeldOutQuestion]] = {task: [] for task in TASKS}
+    found: dict[str, list[tuple[int, AnyQuestion]]] = {task: [] for task in answers}
     taken: Counter[tuple[str, str]] = Counter()
     index = 0
     while any(len(questions) < per_task for questions in found.values()):
-        asked: Counter[str] = Counter()
-        for question in text_sample(seed, index, "heldout", num_questions=12).questions:
-            task, _, answer = question
-            if len(found[task]) < per_task and asked[task] < 2 and taken[task, answer] < most[task]:
-                found[task].append(HeldOutQuestion(index, question))
-                asked[task] += 1
+        here: Counter[str] = Counter()
+        for question in asked(index):
+            task, answer = question.task, question.answer
+            if len(found[task]) < per_task and here[task] < 2 and taken[task, answer] < most[task]:
+                found[task].append((index, question))
+                here[task] += 1
                 taken[task, answer] += 1
         index += 1
     return [item for questions in found.values() for item in questions]

@@ -6,12 +6,13 @@ and digits are pieces of their own, so that a written word is spelled letter by 
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from opsin.demo.tasks import text_sample
 
 CONTROLS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+ENDS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 PIECES = (
     r" ?(?:USER|ASSISTANT):|[A-Z](?![a-z])|\d| ?[A-Z][a-z]+| ?[a-z]+| ?[^\sA-Za-z\d]+|\s+(?!\S)|\s"  # tried in order
 )
@@ -21,37 +22,46 @@ DESCRIBE = ("Describe the picture.", "What do you see?", "What is in the picture
 """Instructions whose answer is the caption."""
 
 
-def vocabulary() -> dict[str, int]:
-    """Ids of all tokens, by their byte-level spelling: control tokens, the 256 bytes, then words in order."""
+def sentences() -> list[str]:
+    """What the demo's pictures are captioned and asked, as often as it takes to hold every word."""
     text = ["USER: ASSISTANT: \n", *DESCRIBE, *(f" {line}" for line in DESCRIBE)]
     for index in range(NUM_SAMPLES):
         sample = text_sample(0, index, "train", num_questions=12)
         # Every sentence stands at a start, after a line break, and after a space.
-        sentences = [sample.caption, *(question.text for question in sample.questions)]
-        text += [f"{sentence}\n {sentence}" for sentence in sentences]
+        said = [sample.caption, *(question.text for question in sample.questions)]
+        text += [f"{sentence}\n {sentence}" for sentence in said]
         text += [f" {question.answer}" for question in sample.questions]
-    return vocabulary_of(text)
+    return text
 
 
-def vocabulary_of(lines: Iterable[str]) -> dict[str, int]:
-    """Ids of the control tokens, the 256 bytes, and the words of some lines in order."""
+def vocabulary(text: Iterable[str], *, controls: Sequence[str] = CONTROLS, pieces: str = PIECES) -> dict[str, int]:
+    """Ids of all tokens, by their byte-level spelling: control tokens, the 256 bytes, then words in order."""
     letters = byte_letters()
-    words = {piece for line in lines for piece in re.findall(PIECES, line) if len(piece) > 1}
+    words = {piece for line in text for piece in re.findall(pieces, line) if len(piece) > 1}
     spelled = ["".join(letters[byte] for byte in word.encode()) for word in sorted(words)]
-    return {token: index for index, token in enumerate([*CONTROLS, *(letters[b] for b in range(256)), *spelled])}
+    return {token: index for index, token in enumerate([*controls, *(letters[b] for b in range(256)), *spelled])}
 
 
-def write_tokenizer(folder: Path, vocab: Mapping[str, int] | None = None) -> int:
-    """Write tokenizer.json and tokenizer_config.json; returns the number of tokens. vocab: the demo's if not given."""
-    vocab = vocabulary() if vocab is None else dict(vocab)
+def write_tokenizer(
+    folder: Path,
+    vocab: Mapping[str, int],
+    *,
+    controls: Sequence[str] = CONTROLS,
+    pieces: str = PIECES,
+    ends: Mapping[str, str] = ENDS,
+) -> int:
+    """Write tokenizer.json and tokenizer_config.json; returns the number of tokens.
+
+    pieces: what a text is cut into first, as a regular expression. ends: which control tokens have which part.
+    """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    split = {"type": "Split", "pattern": {"Regex": PIECES}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": pieces}, "behavior": "Isolated", "invert": False}
     data: dict[str, object] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": vocab[token], "content": token, **flags} for token in CONTROLS],
+        "added_tokens": [{"id": vocab[token], "content": token, **flags} for token in controls],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": None,
@@ -65,18 +75,11 @@ def write_tokenizer(folder: Path, vocab: Mapping[str, int] | None = None) -> int
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": True,
-            "vocab": vocab,
+            "vocab": dict(vocab),
             "merges": [],
         },
     }
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "clean_up_tokenization_spaces": False,
-    }
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **ends, "clean_up_tokenization_spaces": False}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

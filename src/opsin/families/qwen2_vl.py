@@ -150,6 +150,12 @@ def _tower_rules(config: VLMConfig, prefix: str) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def _in_blocks(config: VLMConfig) -> bool:
+    """Whether positions turn the decoder as Qwen2-VL's do; its config.json has no word for another order."""
+    rope = config.decoder.rope if isinstance(config.decoder, DecoderConfig) else None
+    return rope is None or rope.order == "blocks"
+
+
 QWEN2_VL = Family(
     name="qwen2_vl",
     title="Qwen2-VL",
@@ -158,7 +164,9 @@ QWEN2_VL = Family(
     tiny=TINY,
     recipes=("qwen2-vl/pretrain", "qwen2-vl/multitask", "qwen2-vl/instruct", "qwen2-vl/finetune"),
     matches=lambda hub: hub.get("model_type") == "qwen2_vl",
-    accepts=lambda config: config.connector.kind == "patch_merger" and config.resolution.kind == "native",
+    accepts=lambda config: (
+        config.connector.kind == "patch_merger" and config.resolution.kind == "native" and _in_blocks(config)
+    ),
     chat_for=lambda hub: INSTRUCT,
     read=read_config,
     write=write_config,

@@ -26,8 +26,8 @@ def rotation(
 ) -> Rotation:
     """Angles position * theta^(-2i/E) for i = 0..E/2-1, each used by dimensions i and i + E/2.
 
-    positions: (B, T, A) integers. With `sections` the first frequencies read axis 0 (time), the next axis 1 (row), the
-    last axis 2 (column). Small i turns fast and tells near tokens apart, large i turns slowly and tells far ones apart.
+    positions: (B, T, A) integers. With `sections` a frequency reads axis 0 (time), 1 (row) or 2 (column), as
+    `RopeConfig.axes` says. Small i turns fast and tells near tokens apart, large i turns slowly and tells far ones apart.
     lengths: (B, T) or (B, 1), the length of the sequence that a token belongs to, for a rotation that depends on it;
     None leaves such a rotation as it was trained. Angles are float32: half precision loses whole turns.
     """
@@ -40,10 +40,7 @@ def rotation(
     if config.sections is None:
         turning = positions[..., :1].float()
     else:
-        axes = torch.repeat_interleave(
-            torch.arange(3, device=positions.device), torch.tensor(config.sections, device=positions.device)
-        )
-        turning = positions[..., axes].float()
+        turning = positions[..., torch.tensor(config.axes(head_dim // 2), device=positions.device)].float()
     query_scale = None
     if config.log_n is not None and lengths is not None:
         nth = positions[..., 0].float() + 1  # the formula counts positions from one

@@ -47,6 +47,9 @@ class RopeConfig(Spec):
     """Base of the frequencies."""
     sections: tuple[int, int, int] | None = None
     """How many of the E/2 frequencies read the time, row and column axis of the position (M-RoPE); None: one axis."""
+    order: Literal["blocks", "interleaved"] = "blocks"
+    """Which ones. `blocks`: the fastest read the time, the slowest the column (Qwen2-VL). `interleaved`: the three take
+    turns, from fast to slow, and what is left over reads the time (Qwen3-VL, config.json `mrope_interleaved`)."""
     picture_span: Literal["time_and_space", "space"] = "time_and_space"
     """With three axes: by how many positions a picture or video moves what follows it. `time_and_space`: the largest of
     its rows, columns and times, the published rule (arXiv:2409.12191, transformers 4). `space`: the larger of rows and
@@ -54,6 +57,18 @@ class RopeConfig(Spec):
     scaling: RopeScaling | None = None
     log_n: int | None = None
     """At inference, the query at the i-th position is multiplied by log(i) / log(log_n) where i > log_n (Qwen-VL)."""
+
+    def axes(self, num_frequencies: int) -> list[int]:
+        """Which axis of the position each frequency reads, from the fastest on."""
+        if self.sections is None:
+            return [0] * num_frequencies
+        if self.order == "blocks":
+            return [axis for axis, count in enumerate(self.sections) for _ in range(count)]
+        axes = [0] * num_frequencies
+        for axis in (1, 2):
+            for number in range(self.sections[axis]):
+                axes[3 * number + axis] = axis
+        return axes
 
     def is_same_for(self, length: int, other: int) -> bool:
         """Whether prompts of two lengths turn by the same angles, so that one may go on from the other's keys."""
@@ -106,6 +121,13 @@ class DecoderConfig(Spec):
             raise ValueError(
                 f"rope.sections {self.rope.sections} do not add up to half the head width {self.head_width}"
             )
+        if self.rope and self.rope.sections and self.rope.order == "interleaved":
+            most = (self.head_width // 2 + 1) // 3
+            if max(self.rope.sections[1:]) > most:
+                raise ValueError(
+                    f"rope.sections {self.rope.sections} cannot take turns among {self.head_width // 2} frequencies: row "
+                    f"and column may read {most} each at most"
+                )
         scaling = self.rope and self.rope.scaling
         if scaling and scaling.kind == "long" and {len(scaling.short), len(scaling.long)} != {self.head_width // 2}:
             raise ValueError(f"rope.scaling needs {self.head_width // 2} factors in each list")

@@ -1,0 +1,76 @@
+"""Fourth stage: everything learns together from pictures and clips with questions, through `opsin train`'s loop."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from opsin.mini.connect import START
+from opsin.mini.talk import conversation
+from opsin.mini.tasks import sample
+from opsin.spec.recipe import AdamW, BatchSize, Checkpoints, Muon, RunConfig, Schedule, Stage
+from opsin.text.messages import Conversation
+from opsin.train.log import Reporter
+from opsin.train.runner import run as train
+
+STEPS = 4000
+SAMPLES = 16
+"""Samples per step, each with several questions in one conversation."""
+QUESTIONS = 8
+STAGE = "finetune"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A source of samples drawn on demand: it never ends, and no sample is seen twice."""
+
+    seed: int
+    first: int
+    """Number of the first sample."""
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the samples."""
+        return f"opsin-mini {self.seed} {self.first} {self.length}"
+
+    def sample(self, index: int, epoch: int) -> Conversation:
+        """Sample `index` with all its questions in one conversation."""
+        number = self.first + epoch * self.length + index
+        return conversation(sample(self.seed, number, "train", num_questions=QUESTIONS), id=f"mini-{number}")
+
+
+def stage(steps: int) -> Stage:
+    """The stage with its number of steps."""
+    return Stage(
+        name=STAGE,
+        trainable=("vision", "connector", "decoder"),
+        batch=BatchSize(samples=SAMPLES, form="pack"),
+        optim=Muon(
+            lr=2e-3,
+            part_lr={"vision": 1e-3},
+            weight_decay=0.02,
+            scale="match_rms_adamw",
+            rest=AdamW(lr=1e-3, part_lr={"vision": 5e-4}, betas=(0.9, 0.98)),
+        ),
+        schedule=Schedule(warmup_steps=50, min_lr=2e-5),
+        steps=steps,
+    )
+
+
+def finetune(folder: Path, *, seed: int, steps: int = STEPS, reporter: Reporter | None = None) -> Path:
+    """Train the model that `connect` wrote to `folder`; returns the folder of the trained model."""
+    config = RunConfig(
+        model=str(folder / START),
+        output=str(folder / "training"),
+        seed=seed,
+        precision="bfloat16",
+        workers=1,
+        log_every=50,
+        checkpoint=Checkpoints(every=500),
+        stages=(stage(steps),),
+    )
+    # Other samples than the language model has read.
+    source = Drawn(seed + 1, 0, steps * SAMPLES)
+    return train(config, sources={STAGE: source}, reporter=reporter).folder

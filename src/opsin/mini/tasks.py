@@ -1,0 +1,413 @@
+"""What opsin-mini is asked, and how answers are scored.
+
+A sample is one or two pictures, or a clip, with questions of several tasks and their answers, all from a seed.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from opsin.demo.scene import COLORS, COLUMNS, HELDOUT_PAIRS, ROWS, SHAPES, Scene, Split, Thing
+from opsin.demo.tasks import normalise
+from opsin.mini.model import CHAT
+from opsin.mini.scenes import Clip, chart, clip, objects, reading, two_pictures
+from opsin.text.grounding import Box, read
+
+LEAST_IOU = 0.5
+"""Overlap (intersection over union) at which a box counts as right, as for RefCOCO."""
+BOX_STEP = 10
+"""Coordinates are taught in steps of this many thousandths of a side."""
+CLEAR = 0.05
+"""How far from the borders between thirds a thing must stand, as a share of the side, to be asked for its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question. `box` stands behind the answer, which is then the name of what it shows."""
+
+    task: str
+    text: str
+    answer: str
+    box: Box | None = None
+    """In thousandths of the sides of the first picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What is shown, and what is asked about it."""
+
+    pictures: tuple[Scene, ...] = ()
+    clip: Clip | None = None
+    questions: tuple[Question, ...] = field(default=())
+
+
+def sample(seed: int, index: int, split: Split, *, num_questions: int = 8) -> Sample:
+    """Sample `index` of a split: a pure function of its arguments."""
+    rng = random.Random(f"mini/{seed}/{split}/{index}")
+    while True:
+        shown = _show(rng, split)
+        if questions := ask(shown, rng, split, num_questions=num_questions):
+            return replace(shown, questions=questions)
+
+
+def _show(rng: random.Random, split: Split) -> Sample:
+    dice = rng.random()
+    if dice < 0.36:
+        return Sample(pictures=(objects(rng, split),))
+    if dice < 0.60:
+        return Sample(pictures=(reading(rng, split),))
+    if dice < 0.71:
+        return Sample(pictures=(chart(rng, split),))
+    if dice < 0.85:
+        return Sample(pictures=two_pictures(rng, split))
+    return Sample(clip=clip(rng, split))
+
+
+def ask(shown: Sample, rng: random.Random, split: Split, *, num_questions: int) -> tuple[Question, ...]:
+    """Questions of as many tasks as the sample allows; what takes more practice is asked about more often."""
+    questions: list[Question] = []
+    seen: set[str] = set()
+    for round_ in range(3):
+        found = []
+        for task, (maker, phrasings, often) in TASKS.items():
+            if round_ >= often:
+                continue
+            for target, answer, box in maker(shown, rng, split):
+                if (key := f"{task} {target}") not in seen:
+                    seen.add(key)
+                    found.append(Question(task, rng.choice(phrasings).format(**target), answer, box))
+        rng.shuffle(found)
+        questions += found
+    questions = questions[:num_questions]
+    rng.shuffle(questions)
+    return tuple(questions)
+
+
+Found = Iterator[tuple[dict[str, str], str, Box | None]]
+Maker = Callable[[Sample, random.Random, Split], Found]
+
+
+def _one(shown: Sample) -> Scene | None:
+    """The picture, where there is one of things."""
+    return shown.pictures[0] if len(shown.pictures) == 1 and shown.pictures[0].kind == "objects" else None
+
+
+def _single(things: tuple[Thing, ...], rng: random.Random, by: Callable[[Thing], str]) -> Thing | None:
+    counts = Counter(by(thing) for thing in things)
+    single = [thing for thing in things if counts[by(thing)] == 1]
+    return rng.choice(single) if single else None
+
+
+def _article(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+def _plural(shape: str) -> str:
+    return "crosses" if shape == "cross" else f"{shape}s"
+
+
+def _listed(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def describe(scene: Scene) -> str:
+    """One sentence that says everything the picture shows, from left to right or from top to bottom."""
+    if scene.kind == "bars":
+        return f"A chart of {_listed([f'{bar.color} {bar.value}' for bar in scene.bars])}."
+    if scene.kind == "text":
+        return f"{_listed([f'the {w.kind} {w.text} in {w.color}' for w in scene.writings])}."
+    return f"{_listed([_article(thing.name) for thing in scene.things])}."
+
+
+def _describe(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if len(shown.pictures) == 1:
+        yield {}, describe(shown.pictures[0]), None
+
+
+def _colour(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if (scene := _one(shown)) and (thing := _single(scene.things, rng, lambda t: t.shape)):
+        yield {"shape": thing.shape}, thing.color, None
+
+
+def _shape(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if (scene := _one(shown)) and (thing := _single(scene.things, rng, lambda t: t.color)):
+        yield {"color": thing.color}, thing.shape, None
+
+
+def _groups(scene: Scene) -> Counter[str]:
+    counts = Counter(_plural(thing.shape) for thing in scene.things)
+    counts.update(f"{thing.color} shapes" for thing in scene.things)
+    return counts
+
+
+ALL_GROUPS = (*map(_plural, SHAPES), *(f"{color} shapes" for color in COLORS))
+"""Whatever can be counted."""
+
+
+def _count(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if not (scene := _one(shown)):
+        return
+    if rng.random() < 0.25:
+        yield {"group": "shapes"}, str(len(scene.things)), None
+        return
+    groups = _groups(scene)
+    number = rng.choices(range(6), weights=(2, 2, 3, 3, 3, 3))[0]
+    fitting = [group for group in ALL_GROUPS if groups[group] == number]
+    if fitting:
+        yield {"group": rng.choice(fitting)}, str(number), None
+
+
+def _position(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if (scene := _one(shown)) and (thing := _single(scene.things, rng, lambda t: t.name)):
+        shares = (thing.x / scene.size[0], thing.y / scene.size[1])
+        if all(abs(share - border) > CLEAR for share in shares for border in (1 / 3, 2 / 3)):
+            yield {"name": thing.name}, f"{ROWS[thing.cell[0]]} {COLUMNS[thing.cell[1]]}", None
+
+
+def _larger(shown: Sample, rng: random.Random, split: Split) -> Found:
+    """Comparison of two things by their size, which differs by a third at least."""
+    if not (scene := _one(shown)):
+        return
+    names = Counter(thing.name for thing in scene.things)
+    single = [thing for thing in scene.things if names[thing.name] == 1]
+    pairs = [(a, b) for a in single for b in single if a.size >= 1.33 * b.size]
+    if pairs:
+        large, small = rng.choice(pairs)
+        which = rng.choice(("larger", "smaller"))
+        first, second = rng.sample((large.name, small.name), 2)
+        answer = large.name if which == "larger" else small.name
+        yield {"which": which, "first": first, "second": second}, answer, None
+
+
+def _more(shown: Sample, rng: random.Random, split: Split) -> Found:
+    """Comparison of two numbers."""
+    if not (scene := _one(shown)):
+        return
+    groups = _groups(scene)
+    wanted = rng.choice(("more", "fewer", "equal"))
+    names = sorted(groups)
+    pairs = [
+        (a, b)
+        for a in names
+        for b in names
+        if a != b
+        and a.endswith(" shapes") == b.endswith(" shapes")
+        and (groups[a] > groups[b]) == (wanted == "more")
+        and (groups[a] < groups[b]) == (wanted == "fewer")
+    ]
+    if pairs:
+        first, second = rng.choice(pairs)
+        yield {"first": first, "second": second}, {"equal": "as many"}.get(wanted, wanted), None
+
+
+SIDES_OF = {"left of": (1, 0), "right of": (-1, 0), "above": (0, 1), "below": (0, -1)}
+
+
+def _relation(shown: Sample, rng: random.Random, split: Split) -> Found:
+    """On which side of one thing another stands, where one side is plain."""
+    if not (scene := _one(shown)):
+        return
+    names = Counter(thing.name for thing in scene.things)
+    single = [thing for thing in scene.things if names[thing.name] == 1]
+    found = []
+    for a in single:
+        for b in single:
+            dx, dy = b.x - a.x, b.y - a.y
+            if a is not b and abs(abs(dx) - abs(dy)) > 12:
+                side = ("left of" if dx > 0 else "right of") if abs(dx) > abs(dy) else ("above" if dy > 0 else "below")
+                found.append(({"first": a.name, "second": b.name}, side))
+    if found:
+        target, side = rng.choice(found)
+        yield target, side, None
+
+
+def _exists(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if not (scene := _one(shown)):
+        return
+    present = {thing.name for thing in scene.things}
+    if rng.random() < 0.5:
+        yield {"name": _article(rng.choice(sorted(present)))}, "yes", None
+        return
+    # Half the absent ones share their colour and shape with things that are there, if such a mixture is absent.
+    names = {f"{a.color} {b.shape}" for a in scene.things for b in scene.things} - present
+    if not names or rng.random() < 0.5:
+        names = {f"{color} {shape}" for color in COLORS for shape in SHAPES} - present
+    if split == "train":
+        names -= {f"{color} {shape}" for shape, color in HELDOUT_PAIRS}
+    if names:
+        yield {"name": _article(rng.choice(sorted(names)))}, "no", None
+
+
+def _box(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if (scene := _one(shown)) and (thing := _single(scene.things, rng, lambda t: t.name)):
+        yield {"name": thing.name}, thing.name, box_of(thing, scene.size)
+
+
+def box_of(thing: Thing, size: tuple[int, int]) -> Box:
+    """The square that a thing is drawn in, in thousandths of the picture's sides, in steps of BOX_STEP."""
+    half = thing.size / 2
+    sides = (
+        (thing.x - half) / size[0],
+        (thing.y - half) / size[1],
+        (thing.x + half) / size[0],
+        (thing.y + half) / size[1],
+    )
+    steps = [min(1000, max(0, BOX_STEP * round(1000 / BOX_STEP * share))) for share in sides]
+    return Box.of(*steps, space="per_1000")
+
+
+def _written(kind: str) -> Maker:
+    def maker(shown: Sample, rng: random.Random, split: Split) -> Found:
+        if len(shown.pictures) == 1:
+            for writing in shown.pictures[0].writings:
+                if writing.kind == kind:
+                    yield {}, writing.text, None
+
+    return maker
+
+
+def _ink(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if len(shown.pictures) == 1 and (writings := shown.pictures[0].writings):
+        writing = rng.choice(writings)
+        yield {"kind": writing.kind}, writing.color, None
+
+
+def _extreme(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if len(shown.pictures) == 1 and (bars := shown.pictures[0].bars):
+        ranking = sorted(bars, key=lambda bar: bar.value)
+        which = rng.choice(("tallest", "shortest"))
+        yield {"which": which}, ranking[-1 if which == "tallest" else 0].color, None
+
+
+def _value(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if len(shown.pictures) == 1 and (bars := shown.pictures[0].bars):
+        bar = rng.choice(bars)
+        yield {"color": bar.color}, str(bar.value), None
+
+
+def _which(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if len(shown.pictures) == 2:
+        first, second = ({thing.name for thing in scene.things} for scene in shown.pictures)
+        number = rng.choice((0, 1))
+        only = sorted((first - second, second - first)[number])
+        if only:
+            yield {"name": _article(rng.choice(only))}, ("first", "second")[number], None
+
+
+def _difference(shown: Sample, rng: random.Random, split: Split) -> Found:
+    """What only one of the two pictures shows, where that is one thing."""
+    if len(shown.pictures) == 2:
+        names = [[thing.name for thing in scene.things] for scene in shown.pictures]
+        for number, (own, other) in enumerate((names, names[::-1])):
+            only = [name for name in own if name not in other]
+            if len(only) == 1:
+                yield {"which": ("first", "second")[number]}, only[0], None
+
+
+def _direction(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if shown.clip:
+        yield {"name": shown.clip.mover}, shown.clip.direction, None
+
+
+def _moving(shown: Sample, rng: random.Random, split: Split) -> Found:
+    if shown.clip and len(shown.clip.frames[0].things) > 1:
+        yield {}, shown.clip.mover, None
+
+
+TASKS: dict[str, tuple[Maker, tuple[str, ...], int]] = {
+    "describe": (
+        _describe,
+        ("Describe the picture.", "What do you see?", "What is in the picture?", "Describe this image."),
+        1,
+    ),
+    "colour": (
+        _colour,
+        ("What colour is the {shape}?", "What color is the {shape}?", "Which colour has the {shape}?"),
+        2,
+    ),
+    "shape": (
+        _shape,
+        ("Which shape is {color}?", "What is the shape of the {color} one?", "What shape is {color}?"),
+        1,
+    ),
+    "count": (_count, ("How many {group} are there?", "Count the {group}.", "How many {group} do you see?"), 3),
+    "position": (
+        _position,
+        ("Where is the {name}?", "In which place is the {name}?", "Where do you see the {name}?"),
+        2,
+    ),
+    "larger": (_larger, ("Which is {which}, the {first} or the {second}?",), 2),
+    "more": (
+        _more,
+        (
+            "Are there more, fewer or as many {first} as {second}?",
+            "Compare {first} with {second}: more, fewer or as many?",
+        ),
+        2,
+    ),
+    "relation": (
+        _relation,
+        (
+            "Is the {first} left of, right of, above or below the {second}?",
+            "On which side of the {second} is the {first}?",
+        ),
+        2,
+    ),
+    "exists": (_exists, ("Is there {name}?", "Do you see {name}?", "Is {name} in the picture?"), 2),
+    "box": (_box, ("Find the {name}.", "Give the box of the {name}.", "Draw a box around the {name}."), 2),
+    "word": (_written("word"), ("What word is written?", "Read the word.", "Which word do you see?"), 1),
+    "number": (_written("number"), ("What number is written?", "Read the number.", "Which number do you see?"), 1),
+    "ink": (
+        _ink,
+        ("What colour is the {kind}?", "In which colour is the {kind} written?", "What color is the {kind}?"),
+        1,
+    ),
+    "tallest": (_extreme, ("Which bar is the {which}?", "What colour is the {which} bar?"), 2),
+    "value": (_value, ("How high is the {color} bar?", "What is the value of the {color} bar?"), 3),
+    "which": (
+        _which,
+        ("Which picture shows {name}, the first or the second?", "In which of the two pictures is {name}?"),
+        3,
+    ),
+    "difference": (
+        _difference,
+        ("What is only in the {which} picture?", "What does only the {which} picture show?"),
+        2,
+    ),
+    "direction": (
+        _direction,
+        ("In which direction does the {name} move?", "Does the {name} move left, right, up or down?"),
+        1,
+    ),
+    "moving": (_moving, ("What moves?", "Which shape is moving?"), 1),
+}
+"""Each task's maker, the ways its question is put, and how often at most it is asked about one sample."""
+
+
+def is_right(question: Question, given: str) -> bool:
+    """Whether an answer is right: the same words, the same things in any order, or a box that overlaps enough.
+
+    given: the answer with the marks of boxes (`text.grounding.spell`).
+    """
+    if question.box is not None:
+        assert CHAT.grounding is not None
+        boxes = read(given, CHAT.grounding, (1000, 1000)).boxes
+        return bool(boxes) and overlap(boxes[0], question.box) >= LEAST_IOU
+    if question.task == "describe":
+        return _items(given) == _items(question.answer)
+    return normalise(given) == normalise(question.answer)
+
+
+def _items(description: str) -> list[str]:
+    return sorted(normalise(item) for item in re.split(r", | and ", description))
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes of one space."""
+    a, b = one.sides, other.sides
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(0.0, width) * max(0.0, height)
+    areas = [(s[2] - s[0]) * (s[3] - s[1]) for s in (a, b)]
+    return both / (sum(areas) - both) if both else 0.0

@@ -1,0 +1,100 @@
+"""The recipe of opsin-mini at a few steps: what it feeds, what it writes, and that the result can be talked to."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from opsin.demo.drawn import draw
+from opsin.demo.fit import Fit
+from opsin.encode import Encoder
+from opsin.generate import Chat
+from opsin.media.image import open_image
+from opsin.media.prepare import prepare
+from opsin.mini import connect, language, recipe, tower, words
+from opsin.mini.labels import FIELDS, in_blocks, patch_labels
+from opsin.mini.model import CHAT, config
+from opsin.mini.talk import conversation
+from opsin.mini.tasks import sample
+from opsin.text.tokenizer import load_tokenizer
+from opsin.weights import load
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a recipe of a few steps has put everything."""
+    folder = tmp_path_factory.mktemp("mini")
+    words.write(folder)
+
+    def few(run: Fit) -> Fit:
+        return replace(run, steps=2, warmup_steps=1, log_every=1, measure_every=5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tower, "PATCHES", 600)
+        patch.setattr(language, "BATCH", 4)
+        patch.setattr(recipe, "SAMPLES", 4)
+        for part in (tower, language, connect):
+            patch.setattr(part, "measure", lambda *given: {"measured": 1.0}, raising=False)
+            part.run(folder, seed=0, settings=few(part.RUN))
+        recipe.finetune(folder, seed=0, steps=2)
+    return folder
+
+
+def test_pictures_are_cut_as_the_library_prepares_them() -> None:
+    scene = next(s for s in (sample(0, n, "train").pictures[0] for n in (1, 2, 3)) if not any(x % 16 for x in s.size))
+    picture = draw(scene)
+    model = config(load_tokenizer(_tokenizer()))
+    plan = model.plan(picture.size)
+    prepared = prepare(open_image(picture, mode="display"), plan, model.vision)
+    ours = tower.to_patches(np.stack([np.asarray(picture)] * 2))
+    np.testing.assert_allclose(ours.numpy(), prepared.patches, atol=1e-5)
+    # One row of labels for each slot of the picture.
+    assert len(in_blocks(patch_labels(scene))) == plan.num_slots
+
+
+def test_labels_stand_for_rows() -> None:
+    tokenizer = load_tokenizer(_tokenizer())
+    encoder = Encoder(config(tokenizer), tokenizer)
+    for index in range(30):  # pictures, pairs of pictures and clips
+        one = language.labelled(0, index, "train", encoder)
+        assert one.codes.shape == (one.encoded.num_image_tokens, 4 * len(FIELDS))
+        shown = sample(0, index, "train", num_questions=language.QUESTIONS)
+        painted = encoder.encode(conversation(shown), mode="train")
+        assert painted.ids.tolist() == one.encoded.ids.tolist()
+
+
+def test_every_stage_writes_its_part_and_its_log(folder: Path) -> None:
+    for name in ("tower", "language", "connect"):
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [1, 2]
+        assert len(rows[1]) > len(rows[0])
+    start = load_file(folder / connect.START / "model.safetensors")
+    assert start["vision.patch.weight"].dtype == torch.float32
+    torch.testing.assert_close(start["vision.patch.weight"].half(), load_file(folder / tower.FILE)["patch.weight"])
+    trained = load_file(folder / "training" / recipe.STAGE / "model.safetensors")
+    assert all(not torch.equal(tensor, start[name]) for name, tensor in trained.items() if tensor.ndim > 1)
+
+
+def test_the_trained_model_reads_pictures_and_clips(folder: Path) -> None:
+    model = load(folder / "training" / recipe.STAGE)
+    picture = sample(0, 4, "train").pictures[0]
+    chat = Chat(model)
+    assert isinstance(chat.ask("What do you see?", draw(picture)).text, str)
+    clip = next(one.clip for one in (sample(0, n, "train") for n in range(40)) if one.clip)
+    assert isinstance(Chat(model).ask("What moves?", videos=[tuple(draw(f) for f in clip.frames)]).text, str)
+
+
+def test_names_and_boxes_are_control_tokens() -> None:
+    tokenizer = load_tokenizer(_tokenizer())
+    assert CHAT.grounding is not None
+    assert set(CHAT.grounding.marks) <= set(tokenizer.controls)
+    assert tokenizer.decode(tokenizer.encode("Find the red circle.", "start").ids) == "Find the red circle."
+    assert len(tokenizer.encode("Find the red circle.", "start").ids) == 5
+
+
+def _tokenizer() -> Path:
+    return Path(words.__file__).parent.parent / "shipped" / "opsin-mini"

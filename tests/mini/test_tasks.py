@@ -1,0 +1,171 @@
+"""opsin-mini's samples: what they show, what is asked, and how answers are scored."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from opsin.demo.drawn import draw
+from opsin.demo.labels import ANCHORS
+from opsin.demo.scene import HELDOUT_PAIRS, is_heldout
+from opsin.mini import scenes
+from opsin.mini.heldout import heldout
+from opsin.mini.labels import ANCHOR, in_blocks, patch_labels
+from opsin.mini.model import PATCH, RESOLUTION, TOKEN, shown_size
+from opsin.mini.talk import conversation
+from opsin.mini.tasks import TASKS, Question, Sample, box_of, is_right, overlap, sample
+from opsin.text.grounding import Box
+
+SAMPLES = [sample(0, index, "train") for index in range(400)]
+HELDOUT_NAMES = {f"{color} {shape}" for shape, color in HELDOUT_PAIRS}
+
+
+def test_a_sample_follows_from_its_number() -> None:
+    again = sample(0, 7, "train")
+    assert again == SAMPLES[7]
+    assert sample(1, 7, "train") != again
+    assert sample(0, 7, "heldout") != again
+
+
+def test_training_asks_every_task_and_shows_no_heldout_combination() -> None:
+    asked = Counter(question.task for one in SAMPLES for question in one.questions)
+    assert set(asked) == set(TASKS)
+    for one in SAMPLES:
+        pictures = [*one.pictures, *(one.clip.frames if one.clip else ())]
+        assert not HELDOUT_NAMES & {thing.name for scene in pictures for thing in scene.things}
+        for writing in (writing for scene in pictures for writing in scene.writings):
+            assert not is_heldout(writing.kind, writing.text)  # type: ignore[arg-type]
+        assert not any(name in question.text for question in one.questions for name in HELDOUT_NAMES)
+
+
+def test_heldout_samples_show_heldout_combinations() -> None:
+    shown = [sample(1, index, "heldout") for index in range(60)]
+    names = [thing.name for one in shown for scene in one.pictures for thing in scene.things]
+    assert sum(name in HELDOUT_NAMES for name in names) > len(names) / 4
+    assert all(is_heldout(w.kind, w.text) for one in shown for s in one.pictures for w in s.writings)  # type: ignore[arg-type]
+
+
+def test_things_do_not_touch_and_stay_inside() -> None:
+    for scene in (scene for one in SAMPLES for scene in one.pictures if scene.kind == "objects"):
+        for thing in scene.things:
+            assert thing.size / 2 <= thing.x <= scene.size[0] - thing.size / 2
+            assert thing.size / 2 <= thing.y <= scene.size[1] - thing.size / 2
+        for a, b in zip(scene.things, scene.things[1:], strict=False):
+            assert max(abs(a.x - b.x), abs(a.y - b.y)) >= (a.size + b.size) / 2
+
+
+def test_answers_are_those_of_the_scene() -> None:
+    for one in SAMPLES:
+        for question in one.questions:
+            if question.task == "count" and " shapes" not in f" {question.text}":
+                (scene,) = one.pictures
+                names = [thing.shape for thing in scene.things]
+                group = next(
+                    word
+                    for word in question.text.rstrip(".?").split()
+                    if word.rstrip("es")
+                    and word[:-1]
+                    in {
+                        *names,
+                        "circle",
+                        "square",
+                        "triangle",
+                        "diamond",
+                        "star",
+                        "heart",
+                        "ring",
+                        "moon",
+                        "arrow",
+                        "crosse",
+                    }
+                )
+                assert question.answer == str(names.count("cross" if group == "crosses" else group[:-1]))
+            if question.task == "value":
+                (scene,) = one.pictures
+                color = next(bar.color for bar in scene.bars if f" {bar.color} " in question.text)
+                assert question.answer == next(str(bar.value) for bar in scene.bars if bar.color == color)
+            if question.task == "direction":
+                assert one.clip
+                first, last = one.clip.frames[0].things[0], one.clip.frames[-1].things[0]
+                across, down = scenes.STEPS[one.clip.direction]
+                assert (last.x - first.x) * across + (last.y - first.y) * down > 20
+                assert question.answer == one.clip.direction
+
+
+def test_labels_stand_where_things_are() -> None:
+    scene = next(one.pictures[0] for one in SAMPLES if one.pictures and len(one.pictures[0].things) > 2)
+    labels, (width, height) = patch_labels(scene), shown_size(scene)
+    assert labels.shape == (height // PATCH, width // PATCH, 7)
+    for thing in scene.things:
+        row = int(thing.y * height / scene.size[1] // PATCH)
+        column = int(thing.x * width / scene.size[0] // PATCH)
+        assert ANCHORS[labels[row, column, ANCHOR]] == thing.shape
+        # The block that holds this patch is the token that shows it.
+        tokens = in_blocks(labels)
+        token = tokens[(row // 2) * (width // TOKEN) + column // 2]
+        assert ANCHORS[token[(row % 2) * 2 + column % 2, ANCHOR]] == thing.shape
+
+
+def test_a_moving_thing_is_labelled_half_way() -> None:
+    clip = scenes.clip(random.Random(3), "train")
+    first, second = clip.frames[:2]
+    between = clip.between(0)
+    assert between.things[0].x == pytest.approx((first.things[0].x + second.things[0].x) / 2)
+    assert between.things[1:] == first.things[1:]
+
+
+def test_pictures_have_the_size_of_their_scene() -> None:
+    for one in SAMPLES[:40]:
+        for scene in one.pictures:
+            assert draw(scene).size == scene.size
+            assert np.prod(shown_size(scene)) <= RESOLUTION.max_pixels
+
+
+def test_what_counts_as_right() -> None:
+    word = Question("colour", "What colour is it?", "red")
+    assert is_right(word, " Red. ")
+    assert not is_right(word, "dark red")
+    listed = Question("describe", "What do you see?", "a red circle, a blue star and a red circle.")
+    assert is_right(listed, "A blue star, a red circle and a red circle.")
+    assert not is_right(listed, "a red circle and a blue star.")
+    found = Question("box", "Find it.", "red circle", Box.of(100, 100, 300, 300, "per_1000"))
+    assert is_right(found, "<ref>red circle</ref><box>(120,100),(320,300)</box>")
+    assert not is_right(found, "<ref>red circle</ref><box>(250,100),(450,300)</box>")
+    assert not is_right(found, "red circle")
+
+
+def test_overlap_of_boxes() -> None:
+    one = Box.of(0, 0, 20, 10)
+    assert overlap(one, one) == 1
+    assert overlap(one, Box.of(10, 0, 30, 10)) == pytest.approx(100 / 300)
+    assert overlap(one, Box.of(20, 0, 30, 10)) == 0
+
+
+def test_a_box_is_told_in_steps() -> None:
+    scene = next(one.pictures[0] for one in SAMPLES if one.pictures and one.pictures[0].things)
+    for value, side in zip(box_of(scene.things[0], scene.size).sides, scene.size * 2, strict=True):
+        assert value % 10 == 0
+        assert 0 <= value <= 1000
+        assert side > 0
+
+
+def test_heldout_questions_are_even() -> None:
+    items = heldout(20)
+    assert Counter(item.question.task for item in items) == dict.fromkeys(TASKS, 20)
+    places = Counter(item.question.answer for item in items if item.question.task == "position")
+    assert max(places.values()) <= 3
+    assert items == heldout(20)
+    assert items[0].question in items[0].shown.questions
+
+
+def test_a_conversation_shows_pictures_once() -> None:
+    two = next(one for one in SAMPLES if len(one.pictures) == 2 and len(one.questions) > 1)
+    talk = conversation(two)
+    assert [len(message.images) for message in talk.messages[::2]] == [2, *[0] * (len(two.questions) - 1)]
+    clip = next(one for one in SAMPLES if one.clip)
+    assert len(conversation(clip).videos[0]) == len(clip.clip.frames)  # type: ignore[union-attr, arg-type]
+    blank = conversation(replace(two, questions=two.questions[:1]), painted=False)
+    assert [picture.size for picture in blank.images] == [scene.size for scene in two.pictures]  # type: ignore[union-attr]
+    assert isinstance(two, Sample)
