@@ -15,13 +15,14 @@ import argparse
 import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from experiments.nlvr import tower
 from experiments.nlvr.data import Example, read_examples, write_drawn, write_real, write_words
-from experiments.nlvr.score import ask_all, table
+from experiments.nlvr.score import VIEWS, ask_all, table
 from experiments.nlvr.start import write_start
 from rich.console import Console
 from rich.table import Table
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console(highlight=False)
     given.out.mkdir(parents=True, exist_ok=True)
     splits = read_examples(given.data)
-    seconds: dict[str, float] = {}
+    seconds: dict[str, dict[str, float]] = {}
     with _timed("tower", seconds):
         _make_parts(given.out, splits, seed=given.seed, tower_steps=given.tower_steps, pictures=given.pictures)
     with contextlib.chdir(given.out):
@@ -69,10 +70,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _timed(name: str, seconds: dict[str, float]) -> Any:
-    started = time.perf_counter()
+def _timed(name: str, seconds: dict[str, dict[str, float]]) -> Iterator[None]:
+    wall, busy = time.perf_counter(), time.process_time()
     yield
-    seconds[name] = round(time.perf_counter() - started, 1)
+    seconds[name] = {"wall": round(time.perf_counter() - wall), "cpu": round(time.process_time() - busy)}
 
 
 def _make_parts(out: Path, splits: dict[str, list[Example]], *, seed: int, tower_steps: int, pictures: int) -> None:
@@ -99,29 +100,33 @@ def text_only(config: RunConfig) -> RunConfig:
 
 
 def score(config: RunConfig, blind: RunConfig, splits: dict[str, list[Example]], *, split: str) -> dict[str, Any]:
-    """The table, and the accuracy after each stage and of the model that saw no picture."""
+    """The tables of the model after each stage, and of the one that trained without pictures."""
     examples = splits[split]
     answers = [example.answer for example in splits["train"]]
     majority = max(("yes", "no"), key=answers.count)
-    rows = {}
-    for stage in config.stages:
-        model = weights.load(f"{config.output}/{stage.name}")
-        rows[stage.name] = table(ask_all(model, examples), examples, majority=majority)
-    model = weights.load(f"{blind.output}/{blind.stages[0].name}")
-    rows["text-only"] = table(ask_all(model, examples), examples, majority=majority)
+    views = {f"{config.output}/{stage.name}": ("own",) for stage in config.stages}
+    views[f"{config.output}/{config.stages[-1].name}"] = VIEWS
+    views[f"{blind.output}/{blind.stages[0].name}"] = ("blank",)
+    rows = {
+        folder: table(ask_all(weights.load(folder), examples, views=shown), examples, majority=majority)
+        for folder, shown in views.items()
+    }
     return {"split": split, "majority": majority, "rows": rows}
 
 
 def show(console: Console, results: dict[str, Any]) -> None:
     """The tables."""
     for name, rows in results["rows"].items():
-        shown = Table(title=f"after {name}, split {results['split']}", title_justify="left", header_style="bold")
-        for column in ("sentences", "", "accuracy", "95 % interval", "majority", "shuffled", "blank"):
+        shown = Table(title=f"{name}, split {results['split']}", title_justify="left", header_style="bold")
+        views = [view for view in VIEWS if view in rows[0]]
+        for column in ("sentences", "", "majority", *views):
             shown.add_column(column, justify="right" if column else "left")
         for row in rows:
-            low, high = row["own_interval"]
-            shares = [f"{row[key]:.1%}" for key in ("majority", "shuffled", "blank")]
-            shown.add_row(str(row["sentences"]), row["kind"], f"{row['own']:.1%}", f"{low:.1%} to {high:.1%}", *shares)
+            shares = [
+                f"{row[view]:.1%} ({row[f'{view}_interval'][0]:.1%} to {row[f'{view}_interval'][1]:.1%})"
+                for view in views
+            ]
+            shown.add_row(str(row["sentences"]), row["kind"], f"{row['majority']:.1%}", *shares)
         console.print(shown)
     console.print(f"seconds: {results['seconds']}")
 

@@ -2,9 +2,7 @@
 
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,25 +28,21 @@ KINDS: tuple[tuple[str, str], ...] = (
 Picture = Callable[[int], Image.Image]
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What the model said to each example."""
-
-    own: tuple[str, ...]
-    shuffled: tuple[str, ...]
-    """About the picture of another sentence."""
-    blank: tuple[str, ...]
-    """About three empty boxes."""
+VIEWS = ("own", "shuffled", "blank")
+"""What is shown: the sentence's picture, that of another sentence, or three empty boxes."""
 
 
-def ask_all(model: Model, examples: Sequence[Example], *, seed: int = 0) -> Answers:
-    """Ask every sentence three times."""
+def ask_all(
+    model: Model, examples: Sequence[Example], *, views: Sequence[str] = VIEWS, seed: int = 0
+) -> dict[str, tuple[str, ...]]:
+    """What the model says to every sentence, by what it is shown."""
     partners = derangement([each.group for each in examples], random.Random(f"shuffled/{seed}"))
-    return Answers(
-        own=_asked(model, examples, lambda index: opened(examples[index].image)),
-        shuffled=_asked(model, examples, lambda index: opened(examples[partners[index]].image)),
-        blank=_asked(model, examples, lambda index: blank()),
-    )
+    pictures: dict[str, Picture] = {
+        "own": lambda index: opened(examples[index].image),
+        "shuffled": lambda index: opened(examples[partners[index]].image),
+        "blank": lambda index: blank(),
+    }
+    return {view: _asked(model, examples, pictures[view]) for view in views}
 
 
 def _asked(model: Model, examples: Sequence[Example], picture: Picture) -> tuple[str, ...]:
@@ -95,7 +89,7 @@ def interval(right: Sequence[bool], groups: Sequence[str], *, seed: int = 0) -> 
     return float(low), float(high)
 
 
-def table(answers: Answers, examples: Sequence[Example], *, majority: str) -> list[dict[str, Any]]:
+def table(answers: Mapping[str, Sequence[str]], examples: Sequence[Example], *, majority: str) -> list[dict[str, Any]]:
     """One row for all examples and one per kind. majority: the commoner answer of the training split."""
     rows = []
     kinds = [kind_of(example.sentence) for example in examples]
@@ -105,13 +99,10 @@ def table(answers: Answers, examples: Sequence[Example], *, majority: str) -> li
             continue
         truth = [examples[index].answer for index in chosen]
         groups = [examples[index].group for index in chosen]
-        row: dict[str, Any] = {"kind": kind, "sentences": len(chosen)}
-        row["majority"] = truth.count(majority) / len(truth)
-        row["commoner"] = max(Counter(truth).values()) / len(truth)
-        for name in ("own", "shuffled", "blank"):
-            given = getattr(answers, name)
+        row: dict[str, Any] = {"kind": kind, "sentences": len(chosen), "majority": truth.count(majority) / len(truth)}
+        for view, given in answers.items():
             right = [given[index] == wanted for index, wanted in zip(chosen, truth, strict=True)]
-            row[name] = sum(right) / len(right)
-            row[f"{name}_interval"] = interval(right, groups)
+            row[view] = sum(right) / len(right)
+            row[f"{view}_interval"] = interval(right, groups)
         rows.append(row)
     return rows

@@ -103,6 +103,7 @@ def test_the_experiment_runs_from_end_to_end(tmp_path: Path, capsys: pytest.Capt
     ]
     run.main([str(toy), str(tmp_path / "out"), *small, "--tower-steps", "2", "--pictures", "4"])
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert results["rows"].keys() == {"drawn", "real", "text-only"}
-    assert results["rows"]["real"][0]["sentences"] == 8
-    assert "after real" in capsys.readouterr().out
+    assert results["rows"].keys() == {"training/drawn", "training/real", "text-only/real"}
+    assert results["rows"]["training/real"][0].keys() >= {"own", "shuffled", "blank"}
+    assert results["rows"]["training/real"][0]["sentences"] == 8
+    assert "training/real, split test" in capsys.readouterr().out
