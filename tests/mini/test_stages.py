@@ -61,7 +61,7 @@ def test_labels_stand_for_rows() -> None:
     encoder = Encoder(config(tokenizer), tokenizer)
     for index in range(30):  # pictures, pairs of pictures and clips
         one = language.labelled(0, index, "train", encoder)
-        assert one.codes.shape == (one.encoded.num_image_tokens, 4 * len(FIELDS))
+        assert one.codes.shape == (one.encoded.num_image_tokens, 4 * len(FIELDS) + 2)
         shown = sample(0, index, "train", num_questions=language.QUESTIONS)
         painted = encoder.encode(conversation(shown), mode="train")
         assert painted.ids.tolist() == one.encoded.ids.tolist()

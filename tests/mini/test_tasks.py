@@ -97,7 +97,7 @@ def test_answers_are_those_of_the_scene() -> None:
 def test_labels_stand_where_things_are() -> None:
     scene = next(one.pictures[0] for one in SAMPLES if one.pictures and len(one.pictures[0].things) > 2)
     labels, (width, height) = patch_labels(scene), shown_size(scene)
-    assert labels.shape == (height // PATCH, width // PATCH, 7)
+    assert labels.shape == (height // PATCH, width // PATCH, 9)
     for thing in scene.things:
         row = int(thing.y * height / scene.size[1] // PATCH)
         column = int(thing.x * width / scene.size[0] // PATCH)

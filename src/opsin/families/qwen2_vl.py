@@ -150,10 +150,10 @@ def _tower_rules(config: VLMConfig, prefix: str) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def _in_blocks(config: VLMConfig) -> bool:
-    """Whether positions turn the decoder as Qwen2-VL's do; its config.json has no word for another order."""
+def _turns_as_published(config: VLMConfig) -> bool:
+    """Whether positions are Qwen2-VL's; its config.json has no word for those of its successors."""
     rope = config.decoder.rope if isinstance(config.decoder, DecoderConfig) else None
-    return rope is None or rope.order == "blocks"
+    return (rope is None or rope.order == "blocks") and config.vision.positions == "rotary"
 
 
 QWEN2_VL = Family(
@@ -165,7 +165,7 @@ QWEN2_VL = Family(
     recipes=("qwen2-vl/pretrain", "qwen2-vl/multitask", "qwen2-vl/instruct", "qwen2-vl/finetune"),
     matches=lambda hub: hub.get("model_type") == "qwen2_vl",
     accepts=lambda config: (
-        config.connector.kind == "patch_merger" and config.resolution.kind == "native" and _in_blocks(config)
+        config.connector.kind == "patch_merger" and config.resolution.kind == "native" and _turns_as_published(config)
     ),
     chat_for=lambda hub: INSTRUCT,
     read=read_config,

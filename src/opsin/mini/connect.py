@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from opsin import weights
 from opsin.demo.fit import Fit, fit, save_half
 from opsin.mini import tower
-from opsin.mini.labels import FIELDS
-from opsin.mini.language import DECODER_FILE, ORACLE_FILE, Oracle, codes
+from opsin.mini.labels import FIELDS, token_places
+from opsin.mini.language import DECODER_FILE, ORACLE_FILE, Oracle, Speller, codes
 from opsin.mini.model import config
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import AdamW, Muon
@@ -36,9 +36,9 @@ RUN = Fit(
 class Connecting(nn.Module):
     """Tower and oracle, which stay as they are, and the connector between them."""
 
-    def __init__(self, vlm: VLM, oracle: Oracle) -> None:
+    def __init__(self, vlm: VLM, oracle: Oracle, speller: Speller) -> None:
         super().__init__()
-        self.vlm, self.oracle = vlm, oracle
+        self.vlm, self.oracle, self.speller = vlm, oracle, speller
         for part in (vlm.vision, vlm.decoder, oracle):
             part.requires_grad_(False)
 
@@ -47,7 +47,10 @@ class Connecting(nn.Module):
         patches, grids, labels = tower.batch(seed, step, "train")
         with torch.no_grad():
             features = self.vlm.vision(patches.to(self.vlm.vision.patch.weight.dtype), grids)
-            wanted = self.oracle(torch.from_numpy(codes(labels.view(-1, 4, len(FIELDS)).numpy()))).float()
+            places = np.tile(token_places(int(grids[0, 1]) // 2, int(grids[0, 2]) // 2), (len(grids), 1))
+            blocks = labels.view(-1, 4, len(FIELDS)).numpy()
+            shown = [torch.from_numpy(each) for each in (codes(blocks, places), self.speller(blocks))]
+            wanted = self.oracle(*shown, self.vlm.decoder.embed).float()
         rows = self.vlm.connector(features, grids).float()
         return F.mse_loss(rows, wanted) / wanted.var()
 
@@ -60,7 +63,7 @@ def run(folder: Path, *, seed: int, settings: Fit = RUN) -> None:
     vlm.decoder.load_state_dict(load_file(folder / DECODER_FILE))
     oracle = Oracle(vlm.decoder.config.dim)
     oracle.load_state_dict(load_file(folder / ORACLE_FILE))
-    module = Connecting(vlm, oracle)
+    module = Connecting(vlm, oracle, Speller(words))
 
     def loss(module: nn.Module, step: int) -> Tensor:
         return module(seed + 1000, step)

@@ -21,7 +21,7 @@ PATCH = 8
 TOKEN = 2 * PATCH
 """Side in pixels of what becomes one token."""
 TOWER = VisionConfig(
-    image_size=PATCH,
+    image_size=12 * PATCH,
     patch_size=PATCH,
     dim=160,
     num_layers=6,
@@ -30,7 +30,7 @@ TOWER = VisionConfig(
     norm_eps=1e-6,
     out_layers=(-1,),
     class_token="none",
-    positions="rotary",
+    positions="rotary_and_table",
     first_norm=False,
     last_norm=False,
     frames=2,

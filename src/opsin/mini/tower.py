@@ -13,15 +13,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from opsin.demo.drawn import draw
 from opsin.demo.fit import Fit, fit, save_half, spread_normal_
 from opsin.demo.labels import ANCHORS, COVERS, DIGITS, INKS
-from opsin.demo.scene import COLORS, LETTERS, SHAPES, Scene, Split, Thing, Writing, draw_ground, pick_pair
-from opsin.mini.labels import ANCHOR, COVER, FIELDS, INK, NUM_REACHES, REACH, in_blocks, patch_labels
+from opsin.demo.scene import COLORS, LETTERS, MAX_BAR, SHAPES, Scene, Split, Thing, Writing, draw_ground, pick_pair
+from opsin.mini.labels import (
+    ANCHOR,
+    BEFORE,
+    COVER,
+    FIELDS,
+    INK,
+    NUM_REACHES,
+    PREVIOUS,
+    REACH,
+    VALUE,
+    in_blocks,
+    patch_labels,
+)
 from opsin.mini.model import PATCH, TOKEN, TOWER
 from opsin.mini.scenes import CHART_HEIGHT, MAX_AREA, SIDES, chart, objects, thing, writing
+from opsin.nn.positions import patch_places
 from opsin.nn.vision import VisionTower
 from opsin.spec.recipe import AdamW, Muon
 
@@ -32,13 +46,19 @@ RUN = Fit(
 )
 PATCHES = 3600
 """Patches per step, about: 25 pictures of 96x96."""
-_NOTHING_WEIGHT = {"anchor": 0.1, "cover": 0.3, "ink": 0.3}
+_NOTHING_WEIGHT = {"anchor": 0.1, "cover": 0.3, "ink": 0.3, "previous": 0.1, "value": 0.2}
 """Weight of the patches that show nothing, which are most."""
-_LOSS_WEIGHT = {"anchor": 1.0, "cover": 0.5, "ink": 0.7}
-_REACH_WEIGHT = 1.0
+_LOSS_WEIGHT = {"anchor": 1.0, "cover": 0.5, "ink": 0.7, "previous": 0.7, "value": 0.5}
+_REACH_WEIGHT, _PLACE_WEIGHT = 1.0, 3.0
 _KINDS = {"shapes": (1, 11), "letters": (11, 37), "digits": (37, 47), "values": (47, 56)}
 """Ranges of ANCHORS that the log reports apart."""
-_FIELDS = {"anchor": (ANCHOR, ANCHORS), "cover": (COVER, COVERS), "ink": (INK, INKS)}
+_FIELDS = {
+    "anchor": (ANCHOR, ANCHORS),
+    "cover": (COVER, COVERS),
+    "ink": (INK, INKS),
+    "previous": (PREVIOUS, BEFORE),
+    "value": (VALUE, tuple(range(MAX_BAR + 1))),
+}
 Picture = tuple[Scene, Scene]
 """Two frames; of a still picture the same twice."""
 
@@ -52,8 +72,11 @@ class TowerWithHeads(nn.Module):
         self.norm = nn.LayerNorm(TOWER.dim)
         self.heads = nn.ModuleDict({name: nn.Linear(TOWER.dim, len(names)) for name, (_, names) in _FIELDS.items()})
         self.heads["reach"] = nn.Linear(TOWER.dim, 4)
+        self.heads["place"] = nn.Linear(TOWER.dim, 2)
         for name, tensor in self.vision.named_parameters():
-            if tensor.ndim == 2:
+            if name == "positions":
+                nn.init.zeros_(tensor)
+            elif tensor.ndim == 2:
                 spread_normal_(tensor, 0.5 if name.endswith(("out.weight", "down.weight")) else 1.0)
             elif name.endswith("bias"):
                 nn.init.zeros_(tensor)
@@ -120,7 +143,7 @@ def moved(rng: random.Random, scene: Scene) -> Picture:
 
 
 def batch(seed: int, step: int, split: Split) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures of one size: patches, grids, and labels (P, 7) in the order of the patches."""
+    """Pictures of one size: patches, grids, and labels (P, 9) in the order of the patches."""
     rng = random.Random(f"tower/{seed}/{split}/{step}")
     if charts := rng.random() < 0.25:
         size = (rng.choice((80, 96, 112)), CHART_HEIGHT)
@@ -170,7 +193,14 @@ def loss(module: nn.Module, seed: int, step: int) -> Tensor:
     if here.any():
         wanted = reaches[here].float() / (NUM_REACHES / 2) - 1
         total = total + _REACH_WEIGHT * F.smooth_l1_loss(found["reach"][here].float(), wanted, beta=0.2)
-    return total
+    return total + _PLACE_WEIGHT * F.smooth_l1_loss(found["place"].float(), shares(grids), beta=0.05)
+
+
+def shares(grids: Tensor) -> Tensor:
+    """(P, 2) how far down and across each patch of equal grids (N, 3) stands, from -1 to 1, in the patches' order."""
+    size = int(grids[0, 1]), int(grids[0, 2])
+    places = patch_places(size, block=TOWER.patch_block, device=grids.device)
+    return ((places + 0.5) / torch.tensor(size) * 2 - 1).repeat(len(grids), 1)
 
 
 @torch.no_grad()
@@ -185,31 +215,40 @@ def measure(module: nn.Module, *, count: int = 24) -> dict[str, float]:
         for kind, (first, stop) in _KINDS.items():
             here = (anchor >= first) & (anchor < stop)
             right.setdefault(kind, []).append(guess[here] == anchor[here])
-        for name, place in (("cover", COVER), ("ink", INK)):
+        for name in ("cover", "ink", "previous", "value"):
+            place = _FIELDS[name][0]
             here = labels[:, place] > 0
             right.setdefault(name, []).append(found[name].argmax(-1)[here] == labels[here, place])
         reaches = labels[:, REACH]
         here = reaches[:, 0] > 0
         off = ((found["reach"][here] + 1) * (NUM_REACHES / 2) - reaches[here]).abs()
         right.setdefault("reach_within_2px", []).append(off <= 1)
+        off = (found["place"] - shares(grids)).abs().amax(-1)
+        right.setdefault("place_within_2_percent", []).append(off <= 0.04)
     return {
         name: float(torch.cat([each.flatten() for each in values]).float().mean()) for name, values in right.items()
     }
 
 
-def run(folder: Path, *, seed: int, settings: Fit = RUN) -> None:
-    """Train a tower and write it and its log to `folder`."""
+def run(folder: Path, *, seed: int, settings: Fit = RUN, goes_on: bool = False) -> None:
+    """Train a tower and write it and its log to `folder`. goes_on: from the tower that is there already."""
     torch.manual_seed(seed)
+    module, log = TowerWithHeads(), folder / "tower.jsonl"
+    if goes_on:
+        module.vision.load_state_dict(load_file(folder / FILE), strict=False)
+        seed, log = seed + 10, folder / "tower_on.jsonl"  # other pictures
+        rest = settings.optim.rest.replace(lr=settings.optim.rest.lr / 2)
+        settings = replace(settings, optim=settings.optim.replace(lr=settings.optim.lr / 2, rest=rest))
 
     def save(module: nn.Module) -> None:
         assert isinstance(module, TowerWithHeads)
         save_half(module.vision.state_dict(), folder / FILE, {"made_by": "opsin.mini tower"})
 
     fit(
-        TowerWithHeads(),
+        module,
         settings,
         loss=lambda module, step: loss(module, seed, step),
         measure=measure,
-        log=folder / "tower.jsonl",
+        log=log,
         save=save,
     )

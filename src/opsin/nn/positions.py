@@ -20,6 +20,17 @@ def resize_table(table: Tensor, grid: tuple[int, int], *, align_corners: bool = 
     return image[0].flatten(1).T.to(table.dtype)
 
 
+def spread_table(table: Tensor, grid: tuple[int, int], places: Tensor) -> Tensor:
+    """A square table (side * side, D) over grid (h, w): bilinear, corners on corners, in float32.
+
+    places: (h * w, 2) row and column of each patch, in the order that patches arrive. Returns (h * w, D).
+    """
+    side = round(table.shape[0] ** 0.5)
+    image = table.float().T.reshape(1, -1, side, side)
+    image = F.interpolate(image, grid, mode="bilinear", align_corners=True)[0]
+    return image[:, places[:, 0], places[:, 1]].T.to(table.dtype)
+
+
 def patch_places(grid: tuple[int, int], *, block: int, device: torch.device) -> Tensor:
     """(h * w, 2) row and column of each patch, in the order that patches arrive: block by block, row-major inside."""
     h, w = grid

@@ -27,7 +27,7 @@ def rotation(
     """Angles position * theta^(-2i/E) for i = 0..E/2-1, each used by dimensions i and i + E/2.
 
     positions: (B, T, A) integers. With `sections` a frequency reads axis 0 (time), 1 (row) or 2 (column), as
-    `RopeConfig.axes` says. Small i turns fast and tells near tokens apart, large i turns slowly and tells far ones apart.
+    `RopeConfig.axes` says. Small i turns fast and tells near tokens apart, large i turns slowly and tells far ones.
     lengths: (B, T) or (B, 1), the length of the sequence that a token belongs to, for a rotation that depends on it;
     None leaves such a rotation as it was trained. Angles are float32: half precision loses whole turns.
     """

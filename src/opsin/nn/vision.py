@@ -10,7 +10,7 @@ from opsin.errors import ConfigError
 from opsin.nn.attention import Attention
 from opsin.nn.blocks import MLP, LayerScale, make_norm
 from opsin.nn.mask import FULL, Mask, separate
-from opsin.nn.positions import patch_places, patch_rotation, resize_table
+from opsin.nn.positions import patch_places, patch_rotation, resize_table, spread_table
 from opsin.nn.rope import Rotation
 from opsin.spec.vision import VisionConfig
 
@@ -116,11 +116,15 @@ class VisionTower(nn.Module):
         """Tell patches where they are: x (batch, tokens, D) with learned positions added, or the rotation to use."""
         config = self.config
         equal = len(x) == len(frames)
-        if self.positions is None:
+        if config.turns:
             grids = frames[:1] if equal else frames
             cached = {grid: patch_places(grid, block=config.patch_block, device=x.device) for grid in set(grids)}
+            if self.positions is not None:
+                tables = {grid: spread_table(self.positions, grid, places) for grid, places in cached.items()}
+                x = x + torch.cat([tables[grid] for grid in grids])
             places = torch.cat([cached[grid] for grid in grids])[None]
             return x, patch_rotation(places, head_dim=config.dim // config.num_heads, dtype=x.dtype)
+        assert self.positions is not None
         own = (config.side, config.side)
         if config.positions == "learned" and set(frames) != {own}:
             raise ConfigError(

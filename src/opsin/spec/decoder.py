@@ -125,8 +125,8 @@ class DecoderConfig(Spec):
             most = (self.head_width // 2 + 1) // 3
             if max(self.rope.sections[1:]) > most:
                 raise ValueError(
-                    f"rope.sections {self.rope.sections} cannot take turns among {self.head_width // 2} frequencies: row "
-                    f"and column may read {most} each at most"
+                    f"rope.sections {self.rope.sections} cannot take turns among {self.head_width // 2} frequencies: "
+                    f"row and column may read {most} each at most"
                 )
         scaling = self.rope and self.rope.scaling
         if scaling and scaling.kind == "long" and {len(scaling.short), len(scaling.long)} != {self.head_width // 2}:

@@ -31,9 +31,13 @@ class VisionConfig(Spec):
     class_token: Literal["drop", "keep", "none"] = "drop"
     """`drop`: the class token stays behind (`patch`, `default`); `keep`: it leaves the tower in front of the patches
     (`cls_patch`, HF `full`); `none`: the tower has none."""
-    positions: Literal["learned", "learned_bicubic", "learned_bicubic_corners", "rotary"] = "learned"
+    positions: Literal["learned", "learned_bicubic", "learned_bicubic_corners", "rotary", "rotary_and_table"] = (
+        "learned"
+    )
     """`learned` fits tiles of `image_size` only; the bicubic forms resize the table to the tile's grid at each call,
-    without or with aligned corners; `rotary` turns queries and keys by patch row and column (Qwen2-VL)."""
+    without or with aligned corners; `rotary` turns queries and keys by patch row and column (Qwen2-VL), which tells how
+    far apart patches are and not where; `rotary_and_table` does that and adds a learned table, resized bilinearly with
+    aligned corners (Qwen3-VL, config.json num_position_embeddings)."""
     first_norm: bool = True
     """Whether a norm stands before the first block."""
     last_norm: bool = True
@@ -59,7 +63,7 @@ class VisionConfig(Spec):
             raise ValueError(f"image_size {self.image_size} is smaller than one patch of {self.patch_size} px")
         if self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
-        if self.positions == "rotary" and (self.class_token != "none" or self.dim // self.num_heads % 4):
+        if self.turns and (self.class_token != "none" or self.dim // self.num_heads % 4):
             raise ValueError("rotary positions need heads whose width is a multiple of 4, and no class token")
         if not self.out_layers:
             raise ValueError("out_layers is empty: name at least one hidden state, such as -2")
@@ -69,6 +73,11 @@ class VisionConfig(Spec):
                     f"out_layers names hidden state {layer}; there are {self.num_layers + 1} (0 to {self.num_layers})"
                 )
         return self
+
+    @property
+    def turns(self) -> bool:
+        """Whether queries and keys are turned by patch row and column."""
+        return self.positions in ("rotary", "rotary_and_table")
 
     @property
     def side(self) -> int:
