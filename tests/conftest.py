@@ -1,5 +1,6 @@
 """Options and fixtures that every folder of tests may use."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,18 @@ def ctrl_c_reaches_the_tests() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that a test fetches or works out is left in the user's cache, or found there."""
+    before = os.environ.get("OPSIN_CACHE")
+    os.environ["OPSIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["OPSIN_CACHE"]
+    else:
+        os.environ["OPSIN_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

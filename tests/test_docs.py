@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     monkeypatch.chdir(tmp_path)
     toys.picture((640, 480)).save("photo.jpg")
+    shutil.copytree(ROOT / "docs" / "images", "docs/images")
     tokenizer = toys.byte_tokenizer(tmp_path / "tokenizer")
 
     def save(folder: str, config: VLMConfig) -> Path:
@@ -56,7 +58,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith("opsin demo")])
+@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith(("opsin demo", "opsin serve"))])
 def test_commands_of_the_readme_run(
     command: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ def plan(
 ) -> "ImagePlan":
     """How a model would see a picture: canvases, tiles, token slots. Reads the picture's header only.
 
-    picture: a path, bytes, a PIL image, or (width, height). model: a preset's id or a config.
+    picture: a path, bytes, a PIL image, or (width, height). model: a preset's id, opsin-mini, a folder, or a config.
     """
     from opsin.media.image import check_plan, image_size
 
@@ -45,20 +45,23 @@ def plan(
         size, name = picture, f"{picture[0]}x{picture[1]}"
     else:
         size, name = image_size(picture, mode=image_mode), str(picture)[:80] if isinstance(picture, str | Path) else ""
-    config = preset(model).config if isinstance(model, str) else model
-    planned = config.plan(size)
+    if isinstance(model, str):
+        from opsin.weights.config import describe_here
+
+        model = describe_here(model)
+    planned = model.plan(size)
     check_plan(planned, name=name or "picture")
     return planned
 
 
 def load(name: str | Path, **options: Any) -> "Model":
-    """Load a model: a folder, a preset's id or a hub repository. Options are those of `opsin.weights.load`."""
+    """Load a model: a folder, opsin-mini, a preset or a hub repository. Options are those of `opsin.weights.load`."""
     from opsin import weights
 
     return weights.load(name, **options)
 
 
-def chat(model: "str | Path | Model", *, sampling: "Sampling | None" = None, **options: Any) -> "Chat":
+def chat(model: "str | Path | Model" = "opsin-mini", *, sampling: "Sampling | None" = None, **options: Any) -> "Chat":
     """Start a conversation. `model` is a name as for `load`, or a loaded model; options are those of `generate.Chat`.
 
     A model loaded here is made ready for this machine (`generate.ready`); one that was loaded before is left as it is.

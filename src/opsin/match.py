@@ -12,7 +12,7 @@ contrast (LAVIS blip2_qformer.py, compute_sim_matrix).
     matcher.rank_pictures("a dog on a beach", list(Path("photos").glob("*.jpg")))[0].index
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -64,6 +64,16 @@ class Ranked:
     """Probability of a match; None where contrast alone has placed it, behind all that were read together."""
     score: float
     """What it is ranked by among its like: matching logit plus contrast, or contrast alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """Every picture with every text, as numbers to rank by; (pictures, texts). They compare in one ranking only."""
+
+    by_picture: NDArray[np.float64]
+    """Row by row: the texts for each picture."""
+    by_text: NDArray[np.float64]
+    """Column by column: the pictures for each text."""
 
 
 class PairEncoder:
@@ -184,6 +194,40 @@ class Matcher:
         return _ranked(contrast, best, list(logits))
 
     @torch.inference_mode()
+    def similarity(
+        self,
+        pictures: Sequence[ImageSource],
+        texts: Sequence[str],
+        *,
+        num_rescored: int = NUM_RESCORED,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> Similarity:
+        """What ranks all texts for every picture and all pictures for every text, as the two `rank_` methods do.
+
+        num_rescored: how many of each ranking are read together; 0 for contrast alone. on_progress: called with 1 for
+        every picture that is done.
+        """
+        _refuse_empty(pictures, texts)
+        shown, written = self._picture_vectors(pictures), self._text_vectors(texts)
+        parts = [self._contrast(part, written).cpu().numpy() for part in shown.split(self.batch_size)]
+        contrast = np.concatenate(parts).astype(np.float64)
+        if not num_rescored:
+            on_progress(len(pictures))
+            return Similarity(contrast, contrast)
+        best_texts, best_pictures = _best(contrast, num_rescored), _best(contrast.T, num_rescored).T
+        by_picture, by_text = contrast - _BEHIND, contrast - _BEHIND
+        encoded = [self.encoder.text(text) for text in texts]
+        for index, features in self._features(pictures):
+            wanted = np.flatnonzero(best_texts[index] | best_pictures[index])
+            if len(wanted):
+                logits = self._match([(features, encoded[place]) for place in wanted])[:, 1].cpu().numpy()
+                scores = logits + contrast[index, wanted]
+                for target, best in ((by_picture, best_texts), (by_text, best_pictures)):
+                    target[index, wanted] = np.where(best[index, wanted], scores, target[index, wanted])
+            on_progress(1)
+        return Similarity(by_picture, by_text)
+
+    @torch.inference_mode()
     def describe(self, pictures: Sequence[ImageSource], *, beams: Beams = LAVIS_CAPTIONS) -> list[str]:
         """A caption of each picture by the model itself, where it has kept the head for it (stage 1)."""
         if self.model.config.heads != "all":
@@ -234,7 +278,7 @@ class Matcher:
 
     def _match(self, pairs: Sequence[tuple[Features, list[int]]]) -> Tensor:
         """Matching logits (pairs, 2) in float32."""
-        logits = []
+        logits = [torch.empty(0, 2)] if not pairs else []
         for part in _parts(pairs, self.batch_size):
             features = Features(torch.cat([features.values for features, _ in part]))
             logits.append(self._retriever.match(features, *self._padded([ids for _, ids in part])).float())
@@ -271,6 +315,18 @@ def _ranked(contrast: Tensor, best: list[int], logits: Sequence[Tensor]) -> list
     rescored.sort(key=lambda each: -each.score)
     others = [index for index in contrast.argsort(descending=True, stable=True).tolist() if index not in set(best)]
     return rescored + [Ranked(index, cosines[index], None, cosines[index]) for index in others]
+
+
+_BEHIND = 1e4
+"""What keeps candidates that were not read together behind those that were, in float64 to 12 digits."""
+
+
+def _best(contrast: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+    """(queries, candidates): the `count` best of each row, of equals the first."""
+    best = np.zeros(contrast.shape, np.bool_)
+    order = np.argsort(-contrast, axis=1, kind="stable")[:, :count]
+    np.put_along_axis(best, order, True, axis=1)
+    return best
 
 
 def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -66,7 +66,7 @@ def test_what_cannot_be_drawn_is_one_clear_error(opsin, model, grounded, picture
     assert "exists already" in opsin(*one, "--draw", tmp_path / "there.png").refused()
     assert "no folder" in opsin(*one, "--draw", tmp_path / "no" / "a.png").refused()
     assert "must end in" in opsin(*one, "--draw", tmp_path / "a.txt").refused()
-    assert "exactly one --image, not 2" in opsin(*one, "-i", good, "--draw", out).refused()
+    assert "exactly one picture, not 2" in opsin(*one, "-i", good, "--draw", out).refused()
     assert "exactly one" in opsin("chat", grounded, "--draw", out).refused()
     assert "not taught" in opsin("chat", model, "Where?", "-i", good, "--draw", out).refused()
 

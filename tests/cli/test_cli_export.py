@@ -108,7 +108,8 @@ def without_torchvision(transformers: Any, folder: Path, messages: list[dict[str
 
 
 @pytest.mark.parametrize(
-    "preset", ["llava-1.5-tiny", "llava-next-tiny", "blip2-tiny", "qwen2-vl-tiny", "internvl-1.5-tiny"]
+    "preset",
+    ["llava-tiny", "llava-1.5-tiny", "llava-next-tiny", "blip2-tiny", "qwen2-vl-tiny", "internvl-1.5-tiny"],
 )
 def test_a_run_goes_to_transformers_and_says_the_same(
     preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

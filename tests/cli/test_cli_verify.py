@@ -133,13 +133,15 @@ def test_a_tokenizer_that_transformers_cannot_read_shows_in_the_last_line(opsin,
 @pytest.mark.parametrize(
     ("folder", "rungs"),
     [
-        ("llava/hf_llava15_mlp", {"rows", "logits", "greedy"}),
-        ("llava/orig_llava16_anyres_unpad", {"rows", "logits", "greedy"}),
+        ("llava/hf_llava15_mlp", {"rows", "logits", "loss", "greedy"}),
+        ("llava/orig_llava16_anyres_unpad", {"rows", "logits", "loss", "greedy"}),
         ("internvl/vit_300m_two_inputs", {"features"}),
-        ("internvl/chat_v1_5_internlm2", {"rows", "logits", "greedy"}),
+        ("internvl/chat_v1_5_internlm2", {"rows", "logits", "loss", "greedy"}),
         ("internvl/internlm2_dynamic_ntk", {"logits"}),
-        ("blip2/hf_opt", {"features", "rows", "logits", "greedy"}),
-        ("blip2/hf_t5", {"features", "rows", "logits", "greedy"}),
+        ("blip2/hf_opt", {"features", "rows", "logits", "loss", "greedy"}),
+        ("blip2/hf_t5", {"features", "rows", "logits", "loss", "greedy"}),
+        ("qwen_vl/image_prompt", {"rows", "logits", "loss", "greedy"}),
+        ("qwen_vl/visual_448", {"features", "rows"}),
         ("qwen2_vl/video_and_image", {"positions", "rows", "logits", "greedy"}),
         ("qwen2_vl/vit_features", {"features", "rows"}),
     ],
@@ -153,7 +155,10 @@ def test_a_recorded_case_is_equal(opsin, monkeypatch, folder, rungs):
     assert done.code == 0, done
     said = json.loads(done.out)
     assert {step["rung"] for step in said["steps"] if step["verdict"] == "equal"} == rungs
-    assert f"{len(rungs)} of 9 rungs equal; pixels, ids not compared: the case's inputs;" in said["conclusion"]
+    assert (
+        f"{len(rungs)} of {9 + ('loss' in rungs)} rungs equal; pixels, ids not compared: the case's inputs;"
+        in said["conclusion"]
+    )
 
 
 @pytest.mark.parametrize("folder", ["text/tokenizer_legacy", "qwen2_vl/tokenizer"])

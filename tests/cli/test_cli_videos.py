@@ -49,6 +49,12 @@ def test_a_video_is_shown_with_its_question(opsin, qwen, clip):
     assert opsin("chat", qwen, *arguments).out == found["text"] + "\n"
 
 
+def test_a_video_and_a_picture_may_stand_among_the_words(opsin, qwen, clip, pictures):
+    rest = ("What?", "--max-new-tokens", 3)
+    options = ("--video", clip, "--image", pictures / "good.png")
+    assert opsin("chat", qwen, pictures / "good.png", clip, *rest).out == opsin("chat", qwen, *rest, *options).out
+
+
 def test_a_video_can_be_shown_between_two_questions(opsin, converse, qwen, clip):
     done = converse([f"/video {clip}", "What?"], qwen, "--max-new-tokens", 3)
     assert (done.code, done.err) == (0, "")

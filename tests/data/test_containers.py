@@ -371,7 +371,7 @@ def test_files_of_the_hub_are_downloaded_once_and_read_locally(tmp_path: Path, m
     patterns = ["data/part-0.tar", "data/part-1.tar"]
     assert asked == [("someone/pictures", {"repo_type": "dataset", "revision": "v1", "allow_patterns": patterns})]
     with pytest.raises(DataError, match="is an address of a kind that is not read"):
-        FileSource("https://example.org/x.json")
+        FileSource("s3://example/x.json")
 
     def refuse(repository: str, **options: Any) -> str:
         raise ConnectionError

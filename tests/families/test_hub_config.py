@@ -21,6 +21,7 @@ from opsin.errors import ConfigError
 from opsin.families import HubConfig
 from opsin.families._hub import original_resolution, read_pinpoints
 from opsin.families._parts import CLIP_L_336 as TOWER
+from opsin.spec.connector import MLPConnector
 from opsin.spec.model import VLMConfig
 from opsin.spec.resolution import AnyRes, CenterCrop, Pad
 from parity.case import ROOT, SHARED
@@ -91,7 +92,8 @@ def test_what_a_layout_cannot_say_is_refused_with_the_reason() -> None:
         with pytest.raises(ConfigError, match=reason):
             families.family_of(config).write(config, layout)
 
-    refused("llava-tiny", "hf", "connector of two layers; this one has 1.*'original'")
+    three = MLPConnector(num_layers=3)
+    refused("llava-1.5-tiny", "hf", "connector of two layers; this one has 3.*'original'", connector=three)
     refused("llava-1.5-7b", "hf", "marks picture slots by a token id, and this model has none")
     tiny = families.preset("llava-next-tiny").config
     refused(

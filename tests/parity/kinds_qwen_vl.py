@@ -35,6 +35,7 @@ from opsin.text.tokenise import IMAGE, tokenise
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.text.window import newest_turns
 from opsin.verify.cases import Case, one_tile, read_qwen_vl
+from opsin.verify.recorded import own_model
 from opsin.weights.exporter import to_layout
 from parity.case import check_close
 
@@ -79,16 +80,10 @@ def run_image_pixels(case: Case) -> None:
 
 def run_vision_features(case: Case) -> None:
     """The tower after its first norm and after its last block, the resampler before and after its last projection."""
-    hub = case.json("config.json")
-    width = hub["visual"]["output_dim"]
-    small = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 1, "kv_channels": width}
-    config = QWEN_VL.from_hub({"model_type": "qwen", "vocab_size": 512, "intermediate_size": 8, **small, **hub})
-    vlm = weights.build(config, seed=0).eval()
-    for part in ("vision", "connector"):
-        weights.load_part(vlm, part, case.folder)
+    vlm = own_model(case)
     outputs = case.tensors("outputs.safetensors")
     images = case.tensors("inputs.safetensors")["images"].astype(np.float32)
-    ready = [one_tile(config, image) for image in images]
+    ready = [one_tile(vlm.config, image) for image in images]
     patches = torch.cat([torch.from_numpy(image.patches) for image in ready])
     grids = torch.cat([torch.from_numpy(image.grids) for image in ready])
     seen: dict[str, torch.Tensor] = {}

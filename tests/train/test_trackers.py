@@ -67,6 +67,7 @@ def wandb_of(server: Server) -> ModuleType:
         server.configs[id] = server.configs.get(id, config)
         server.open.append(id)
         return SimpleNamespace(
+            offline=False,
             summary=server.latest(id),
             log=lambda values, step: server.take(id, step, values),
             finish=lambda: server.open.remove(id),

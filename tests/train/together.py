@@ -65,6 +65,19 @@ def adamw_stages(output: Path, **changes: Any) -> RunConfig:
     return RunConfig.parse(data, where="test")
 
 
+def finishing_run(rank: int, folder: Path, output: Path) -> None:
+    """A run whose stages end with their best weights, which the first evaluation of each is made to be."""
+    held_out = {name: DrawnSource(5, with_text=False) for name in ("first", "second")}
+    data = adamw_stages(output).model_dump(mode="json")
+    for each in data["stages"]:
+        each["evaluate"] = {"every": 2, "finish": "best"}
+        each["optim"] |= {"lr": 10.0}  # whatever follows is worse
+    config = RunConfig.parse(data, where="test")
+    model = tiny_model(folder / str(rank))
+    result = run(config, model=model, sources=two_sources(), held_out=held_out)
+    save_file(tensors_of(result.model), folder / f"{rank}.safetensors")
+
+
 def whole_run(rank: int, folder: Path, config: RunConfig, stop_after: int | None = None) -> None:
     """A run of two stages; every process leaves the model that it ends with and the samples that it read."""
     stop, rows = StopRequest(), []

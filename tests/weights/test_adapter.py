@@ -23,6 +23,7 @@ from opsin.text.messages import Conversation, user
 from opsin.verify.theirs import CLASSES, class_name, to_tiles
 from opsin.weights import Model
 from opsin.weights.adapter_exporter import save_adapter, whole_modules
+from opsin.weights.exporter import with_image_token
 from weights.folders import edit_json, published, tiny
 
 IDS = ("llava-1.5-tiny", "llava-next-tiny", "qwen2-vl-tiny", "internvl-1.5-tiny", "blip2-tiny", "blip2-t5-tiny")
@@ -206,6 +207,23 @@ def test_adapters_of_models_that_transformers_has_not_carry_their_authors_names(
     merge(model.vlm)
     for name, tensor in model.vlm.state_dict().items():
         torch.testing.assert_close(loaded[name], tensor, atol=1e-6, rtol=1e-6)
+
+
+def test_a_trained_connector_of_one_layer_goes_as_two_and_comes_back(tmp_path) -> None:
+    model = with_image_token(tiny("llava-tiny"))
+    weights.save_native(tmp_path / "base", model.vlm, model.config)
+    lora = Lora(rank=2, alpha=4, targets=("decoder",))
+    save_adapter(tmp_path / "adapter", model, lora, base="../base", trained=adapt(model, lora, also=("connector",)))
+    file, second = tmp_path / "adapter" / "adapter_model.safetensors", "base_model.model.model.multi_modal_projector."
+    stored = load_file(file)
+    assert torch.equal(stored[f"{second}linear_2.weight"], torch.eye(model.config.decoder.dim))
+    loaded = weights.load(tmp_path / "adapter").vlm.state_dict()
+    merge(model.vlm)
+    for name, tensor in model.vlm.state_dict().items():
+        torch.testing.assert_close(loaded[name], tensor, atol=1e-6, rtol=1e-6)
+    save_file(stored | {f"{second}linear_2.bias": stored[f"{second}linear_2.bias"] + 1}, file)
+    with pytest.raises(WeightError, match=r"linear_2.bias   holds other numbers than a model like this"):
+        weights.load(tmp_path / "adapter")
 
 
 def test_a_fused_layer_of_an_adapter_stays_of_its_rank(folders, tmp_path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import toys
 from opsin import families, weights
 from opsin.collate import pad
 from opsin.encode import Encoder
 from opsin.errors import ConfigError, UnknownNameError, WeightError
+from opsin.spec.connector import MLPConnector
 from opsin.spec.resolution import Pad
 from opsin.text.messages import Conversation, user
 from opsin.weights import Model, exporter
@@ -174,9 +176,59 @@ def test_what_does_not_read_back_equal_is_not_reported_as_written(
 def test_unknown_and_unfit_layouts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"unknown layout 'orignal' .did you mean 'original'"):
         weights.export(tmp_path / "model", tiny(), layout="orignal")
-    with pytest.raises(ConfigError, match="connector of two layers"):
+    with pytest.raises(ConfigError, match="marks picture slots by a token id"):
         weights.export(tmp_path / "model", tiny("llava-tiny"), layout="hf")
     assert not list(tmp_path.iterdir())
+
+
+def one_layer() -> Model:
+    """A model with LLaVA's connector and an id that marks pictures."""
+    return exporter.with_image_token(tiny("llava-tiny"))
+
+
+@pytest.mark.parametrize("layout", ["hf", "hf-v5"])
+def test_a_connector_of_one_layer_is_written_as_two_and_read_as_one(layout: str, tmp_path: Path) -> None:
+    model = one_layer()
+    report = weights.export(tmp_path / "model", model, layout=layout)
+    assert report.changed == ()
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    second = [stored[f"multi_modal_projector.linear_2.{name}"] for name in ("weight", "bias")]
+    assert torch.equal(second[0], torch.eye(model.config.decoder.dim))
+    assert not second[1].any()
+    loaded = weights.load(tmp_path / "model")
+    assert loaded.config == model.config
+    assert same(loaded.vlm.state_dict(), model.vlm.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("weight", lambda tensor: tensor * 1.001, "linear_2.weight is not the identity, which is all that this model"),
+        ("bias", lambda tensor: tensor + 1e-6, "linear_2.bias is not all zeros"),
+        ("weight", lambda tensor: tensor[:-1].clone(), r"mis-shaped .*linear_2.weight   is 47x48, the config asks for"),
+        ("bias", lambda tensor: None, r"missing +multi_modal_projector.linear_2.bias"),
+    ],
+)
+def test_a_second_layer_that_does_something_is_refused(name: str, change: Any, told: str, tmp_path: Path) -> None:
+    weights.export(tmp_path / "model", one_layer(), layout="hf")
+    file, key = tmp_path / "model" / "model.safetensors", f"multi_modal_projector.linear_2.{name}"
+    stored = load_file(file)
+    changed = change(stored.pop(key))
+    save_file(stored if changed is None else stored | {key: changed}, file, metadata={"format": "pt"})
+    with pytest.raises(WeightError, match=told):
+        weights.load(tmp_path / "model")
+    with pytest.raises(WeightError, match=told):
+        weights.load_part(one_layer().vlm, "connector", tmp_path / "model")
+    weights.load_part(one_layer().vlm, "decoder", tmp_path / "model")
+
+
+def test_two_layers_are_not_taken_for_one(tmp_path: Path) -> None:
+    """A connector whose first layer alone would fit."""
+    first = one_layer().config
+    config = first.replace(connector=MLPConnector(), chat=families.preset("llava-1.5-tiny").config.chat)
+    weights.export(tmp_path / "model", Model(weights.build(config), config, "two layers", tokenizer_folder=None))
+    with pytest.raises(WeightError, match=r"linear_2.(weight|bias) is not "):
+        weights.load_part(one_layer().vlm, "connector", tmp_path / "model")
 
 
 # ---- transformers ----------------------------------------------------------------------------------------------------
@@ -188,9 +240,9 @@ def transformers() -> Any:
     return pytest.importorskip("transformers", minversion="5")
 
 
-@pytest.mark.parametrize("id", ["llava-1.5-tiny", "llava-next-tiny"])
+@pytest.mark.parametrize("id", ["llava-tiny", "llava-1.5-tiny", "llava-next-tiny"])
 def test_transformers_loads_an_export_and_gives_equal_logits(id: str, tmp_path: Path, transformers: Any) -> None:
-    model = tiny(id)
+    model = one_layer() if id == "llava-tiny" else tiny(id)
     weights.export(tmp_path / "model", model, layout="hf")
     loaded, theirs = weights.load(tmp_path / "model"), load_in_transformers(transformers, tmp_path / "model")
     picture = toys.picture((60, 35))

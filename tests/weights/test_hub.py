@@ -120,7 +120,9 @@ def test_no_pickle_and_no_code_is_ever_downloaded(monkeypatch: pytest.MonkeyPatc
 
 
 def test_unknown_names_get_the_nearest_preset() -> None:
-    with pytest.raises(UnknownNameError, match=r"no model 'llava-1.5-7' \(did you mean 'llava-1.5-7b'.*of the presets"):
+    with pytest.raises(
+        UnknownNameError, match=r"no model 'llava-1.5-7' \(did you mean 'llava-1.5-7b'.*one of these: opsin-mini"
+    ):
         weights.load("llava-1.5-7")
 
 

@@ -5,14 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opsin import families
+from opsin.cli._options import tokenizer_of
 from opsin.data.check import Rules
 from opsin.encode import Encoder
 from opsin.errors import ConfigError
 from opsin.spec.model import VLMConfig
 from opsin.spec.recipe import DataFile, RunConfig, Stage
-from opsin.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.train.config import read_run, recipe_names
 from opsin.train.prepare import describe_model, smaller_pictures, stage_config, tokenizer_name, training_encoder
+from opsin.weights.shipped import is_here
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _dataset(
 
 
 def _model(name: str) -> VLMConfig:
-    preset = None if Path(name).exists() else families.preset_of_hub(name)
+    preset = None if is_here(name) else families.preset_of_hub(name)
     return preset.config if preset is not None else describe_model(name)
 
 
@@ -119,5 +121,4 @@ def _tokenizer(options: ModelOptions, model: str, run: RunConfig | None = None) 
     """From the folder that is named, or the model's own; nothing is downloaded."""
     if options.tokenizer is not None:
         return load_tokenizer(Path(options.tokenizer))
-    name = Path((tokenizer_name(run) if run else None) or model)
-    return load_tokenizer(name) if name.is_dir() and has_tokenizer(name) else None
+    return tokenizer_of((tokenizer_name(run) if run else None) or model)

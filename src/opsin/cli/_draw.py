@@ -19,7 +19,7 @@ def check_draw(path: str, prompt: str | None, images: Sequence[str]) -> None:
     out = Path(path).expanduser()
     if prompt is None or len(images) != 1:
         raise ConfigError(
-            f"--draw needs a PROMPT and exactly one --image, not {len(images)}: a box does not say which picture it is "
+            f"--draw needs a PROMPT and exactly one picture, not {len(images)}: a box does not say which picture it is "
             "on"
         )
     if out.suffix.lower() not in SUFFIXES:

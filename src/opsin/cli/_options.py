@@ -4,7 +4,6 @@ import re
 from enum import StrEnum
 from pathlib import Path
 
-from opsin import families
 from opsin.media.image import image_size
 from opsin.spec.model import VLMConfig
 from opsin.spec.plan import Size
@@ -24,16 +23,21 @@ MODE_HELP = (
 
 
 def describe_model(name: str) -> tuple[VLMConfig, Tokenizer | None]:
-    """The config of a preset, of a hub repository that is one, or of a local folder; and the folder's tokenizer.
+    """The config of a preset, of a hub repository that is one, the shipped model, or a folder; and its tokenizer.
 
     Nothing is downloaded.
     """
-    folder = Path(name).expanduser()
-    if not folder.exists():
-        return (families.preset_of_hub(name) or families.preset(name)).config, None
-    from opsin.weights.config import describe
+    from opsin.weights.config import describe_here
 
-    return describe(name), load_tokenizer(folder) if has_tokenizer(folder) else None
+    return describe_here(name), tokenizer_of(name)
+
+
+def tokenizer_of(name: str) -> Tokenizer | None:
+    """The tokenizer of a folder or of the shipped model, where it has one; nothing is downloaded."""
+    from opsin.weights.shipped import folder_of, is_here
+
+    folder = folder_of(name) if is_here(name) else None
+    return load_tokenizer(folder) if folder is not None and has_tokenizer(folder) else None
 
 
 def picture_size(picture: str, mode: Mode) -> Size:

@@ -19,18 +19,20 @@ from opsin.errors import OpsinError, nearest, unknown
 VERBS = {
     "demo": "Train a small model here, ask it about new pictures, write a report.",
     "chat": "Talk with a model about pictures.",
+    "serve": "Serve a model over HTTP, as OpenAI's chat completions.",
     "match": "Which text fits a picture, or which pictures of a folder fit a text.",
     "plan": "How many tokens pictures take, before anything is loaded.",
     "verify": "Compare a model with transformers, rung by rung.",
     "show": "What a model consists of: parts, shapes, counts.",
     "train": "Train a model by a recipe.",
+    "eval": "Evaluate a model: figures with intervals, controls, two results compared.",
     "export": "Write a model for transformers, vLLM, SGLang or the authors' code.",
     "merge": "Add an adapter to its model and write the result.",
     "data": "Check, show and convert training data.",
     "env": "Versions and devices, for bug reports.",
 }
 """Each verb is the function of that name in the module `opsin.cli.VERB`, or a group of commands of its own."""
-NEED_MORE = ("chat", "plan", "show", "export", "data")
+NEED_MORE = ("plan", "show", "eval", "export", "data")
 """Verbs that show their help where nothing is given."""
 
 

@@ -14,9 +14,12 @@ from opsin.cli._draw import check_draw, draw_answer
 from opsin.cli._json import answer_as_json
 from opsin.cli._options import MODE_HELP, Mode
 from opsin.cli._videos import NO_VIDEOS, describe_clip
-from opsin.errors import ConfigError, MediaError, OpsinError, nearest
+from opsin.cli._words import read_words
+from opsin.errors import ConfigError, MediaError, OpsinError, UnknownNameError, nearest
 from opsin.media.image import image_size
 from opsin.spec.model import VLMConfig
+from opsin.weights.config import describe
+from opsin.weights.shipped import is_shipped
 
 if TYPE_CHECKING:
     from opsin.generate import Chat
@@ -31,8 +34,14 @@ COMMANDS = {
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A model's folder, a preset's id, or a hub repository.")],
-    prompt: Annotated[str | None, typer.Argument(help="A question; without one you talk back and forth.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [PICTURE...] [PROMPT]",
+            show_default=False,
+            help="A model's folder, a preset's id or a hub repository; pictures and videos; a question.",
+        ),
+    ] = None,
     image: Annotated[
         list[str] | None, typer.Option("--image", "-i", help="A picture for the first question; may be repeated.")
     ] = None,
@@ -63,7 +72,17 @@ def chat(
     piped in line by line; /help lists what can be typed. Pictures and videos stand before the text of their question.
     Settings are the ones given here, whatever the model's generation_config.json says.
 
+    A word that is an existing file is a picture or video, like those after --image and --video. The first word is the
+    model, unless it is such a file or a text with spaces; then opsin-mini answers, the small model that comes with
+    opsin and needs no download. One more word is the question.
+
     Examples:
+
+        opsin chat
+
+        opsin chat photo.jpg "What colour is the largest shape?"
+
+        opsin chat left.jpg right.jpg "Which one shows a circle?"
 
         opsin chat llava-1.5-7b "What is unusual about this picture?" --image photo.jpg
 
@@ -73,9 +92,11 @@ def chat(
 
         opsin chat ./demo/model "Which shapes are there?" -i test.png --json
     """
+    given = read_words(words or [])
+    model, prompt = given.model, given.prompt
     if json and prompt is None:
         raise ConfigError("--json prints one answer; give a PROMPT")
-    images, videos = image or [], video or []
+    images, videos = [*given.images, *(image or [])], [*given.videos, *(video or [])]
     if beams is not None or length_penalty is not None:
         check_beams(
             beams,
@@ -91,9 +112,8 @@ def chat(
         image_size(path, mode=mode.value)
     for path in videos:
         describe_clip(path, mode.value)
-    known = [each for each in families.all_presets() if model == each.id or model in each.hub]
-    if known and not Path(model).exists():  # of others nothing is known before they are loaded
-        _check_abilities(model, known[0].config, videos, draw)
+    if (config := _known_config(model)) is not None:  # of others nothing is known before they are loaded
+        _check_abilities(model, config, videos, draw)
     # Torch is imported from here on.
     from opsin.generate import Chat, Sampling
     from opsin.generate.beam import Beams
@@ -114,7 +134,13 @@ def chat(
         )
     started = time.perf_counter()
     _remark(f"loading {model} ...")
-    loaded = load_ready(model, device=device, dtype=dtype)
+    try:
+        loaded = load_ready(model, device=device, dtype=dtype)
+    except UnknownNameError as error:
+        raise UnknownNameError(
+            f"{error}. Nor is there a picture or video {model!r} in {Path.cwd()}; a question of one word stands after "
+            "a model or a picture"
+        ) from None
     _check_abilities(model, loaded.config, videos, draw)
     session = Chat(loaded, sampling=sampling, system_text=system, image_mode=mode.value)
     seconds = time.perf_counter() - started
@@ -128,6 +154,14 @@ def chat(
         Interactive(session, mode).run(images, videos)
     if draw is not None:
         draw_answer(session, draw, images[0], mode.value)
+
+
+def _known_config(model: str) -> VLMConfig | None:
+    """What is known of a model by its name alone."""
+    if is_shipped(model):
+        return describe(model)
+    known = [each for each in families.all_presets() if model == each.id or model in each.hub]
+    return known[0].config if known and not Path(model).exists() else None
 
 
 def _check_abilities(model: str, config: VLMConfig, videos: list[str], draw: str | None) -> None:
@@ -233,6 +267,8 @@ def _answer(session: "Chat", text: str, images: list[str], videos: list[str]) ->
     assert session.answer is not None
     for note in session.prompt.notes:
         _remark(f"note: {note}")
+    if session.num_left_out:
+        _remark(f"note: the first {session.num_left_out} messages no longer fit the model's window")
     usage, took = session.answer.usage, session.answer.prefill_seconds + session.answer.decode_seconds
     speed = (usage.new_tokens - 1) / max(session.answer.decode_seconds, 1e-9)
     _remark(

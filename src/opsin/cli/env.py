@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 PACKAGES = ("torch", "numpy", "pillow", "safetensors", "tokenizers", "sentencepiece", "huggingface-hub", "pydantic")
-VARIABLES = ("HF_HOME", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OPSIN_DEBUG")
+VARIABLES = ("HF_HOME", "HF_HUB_OFFLINE", "OPSIN_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OPSIN_DEBUG")
 
 
 def env(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:

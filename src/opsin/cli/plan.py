@@ -63,7 +63,8 @@ def plan(
         list[str] | None, typer.Option("--video", help="A video, or one as written, such as 640x480x250@25.")
     ] = None,
     model: Annotated[
-        list[str], typer.Option("--model", "-m", help="A preset, a model's folder, or `all`; may be repeated.")
+        list[str],
+        typer.Option("--model", "-m", help="A preset, opsin-mini, a folder, or `all` presets; may be repeated."),
     ] = ["all"],  # noqa: B006  typer copies it
     mode: Annotated[Mode, typer.Option("--mode", help=MODE_HELP)] = Mode.display,
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects, one per model and picture.")] = False,

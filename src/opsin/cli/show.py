@@ -13,10 +13,13 @@ from opsin.spec.model import VLMConfig
 from opsin.spec.plan import ImagePlan
 from opsin.spec.qformer import QFormerConfig, RetrieverConfig
 from opsin.spec.seq2seq import Seq2SeqConfig
+from opsin.weights.shipped import is_shipped
 
 
 def show(
-    model: Annotated[str, typer.Argument(help="A preset's id, a model's folder, or a hub repository of a preset.")],
+    model: Annotated[
+        str, typer.Argument(help="A preset's id, opsin-mini, a model's folder, or a preset's repository.")
+    ],
     image: Annotated[str | None, typer.Option("--image", "-i", help="A picture, or a size such as 640x480.")] = None,
     depth: Annotated[int, typer.Option("--depth", "-d", min=1, help="Levels of the tree.")] = 2,
     mode: Annotated[Mode, typer.Option("--mode", help=MODE_HELP)] = Mode.display,
@@ -71,6 +74,8 @@ def show(
 
 def _retriever(name: str) -> RetrieverConfig | None:
     """The model that compares pictures with texts of that id, repository or folder; None where it is another kind."""
+    if is_shipped(name):
+        return None
     folder = Path(name).expanduser()
     if not folder.exists():
         try:

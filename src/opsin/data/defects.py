@@ -30,6 +30,7 @@ _AGAIN = "copy or download it again"
 DEFECTS: dict[str, Defect] = {
     # the file
     "file": _error("a file that cannot be read", "check the path and the file's rights"),
+    "download": _error("a file that its server does not give whole", "check the address and the network"),
     "empty": _error("no record at all", "check that it is the file that was meant"),
     "changed": _error("a file that changes while it is read", "wait until it is written"),
     "package": _error("a kind of file that needs a package", "install it as the message says"),

@@ -6,6 +6,7 @@ from typing import Literal
 
 from opsin.data.joined import CocoRecords, ScienceQaRecords, VqaRecords, read_object
 from opsin.data.records import JsonRecords, Records
+from opsin.data.remote import fetch, is_address
 from opsin.data.scan import cannot_read, first_character
 from opsin.data.tables import ArrowRecords, ParquetRecords
 from opsin.data.tar import PACKED, TarRecords
@@ -22,12 +23,14 @@ def find_files(path: str) -> tuple[list[Path], int | None]:
 
     `{000..010}` stands for those numbers, `*` and `?` for any names, in order. A folder that is no data set itself
     stands for its parquet files or shards. `hf://datasets/OWNER/NAME[@REVISION]/FILE` is downloaded into the hub's
-    cache. Raises DataError where there is none.
+    cache, `https://...` into opsin's (`data.remote`). Raises DataError where there is none.
     """
     limit = None
     counted = re.fullmatch(r"(.+)#([1-9]\d*)", path)
     if counted and not Path(path).exists():
         path, limit = counted[1], int(counted[2])
+    if is_address(path):
+        return [fetch(name) for name in _addresses(path)], limit
     if "://" in path:
         path = _download(path)
     files: list[Path] = []
@@ -50,11 +53,22 @@ def _download(address: str) -> str:
     found = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?/(.+)", address)
     if not found:
         raise DataError(
-            f"{address} is an address of a kind that is not read; give a path, or hf://datasets/OWNER/NAME/FILE",
+            f"{address} is an address of a kind that is not read; give a path, hf://datasets/OWNER/NAME/FILE, or "
+            "https://SERVER/FILE",
             kind="file",
         )
     repository, revision, files = found.groups()
     return str(snapshot(repository, revision, _numbered(files), kind="dataset", refusal=DataError) / files)
+
+
+def _addresses(address: str) -> list[str]:
+    if set("*[") & set(address):
+        raise DataError(
+            f"{address}: web servers do not list their files, so * and [] stand for none; write {{000..010}}, or one "
+            "entry for each file",
+            kind="file",
+        )
+    return _numbered(address)
 
 
 def _numbered(path: str) -> list[str]:

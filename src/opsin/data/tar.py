@@ -1,7 +1,7 @@
 """WebDataset shards: tar files whose members of one key (`0001.jpg`, `0001.txt`) are one record.
 
-A shard's headers are read once; then any record is read from its place, without unpacking. The digest of a shard is
-that of its headers (names, sizes, times): reading all pictures first would take as long as training on them.
+A shard's headers are read once (`tar_index`); then any record is read from its place, without unpacking. The digest of
+a shard is that of its headers (names, sizes, times): reading all pictures first would take as long as training on them.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 
 from opsin.data.problems import BadRecord, Problem
 from opsin.data.records import STAND_IN, read_range
+from opsin.data.tar_index import shard_members
 from opsin.errors import DataError
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -54,35 +55,32 @@ class TarRecords:
                         "plain .tar (pictures are compressed already)",
                         kind="file",
                     )
-            with tarfile.open(path, "r:") as tar:
-                last = None
-                for member in tar:
-                    setattr(tar, "members", [])  # noqa: B010 - it would keep all of them; typeshed knows no members
-                    if not member.isreg():
-                        continue
-                    folder, _, base = member.name.rpartition("/")
-                    stem, dot, extension = base.partition(".")
-                    if not stem or not dot:
-                        continue
-                    key = f"{folder}/{stem}" if folder else stem
-                    if key != last:
-                        if len(self._keys) == limit:
-                            break
-                        self._keys.append(key)
-                        self._shards.append(number)
-                        self._members.append(self._members[-1])
-                        last = key
-                    if member.offset_data + member.size > size:
-                        raise DataError(
-                            f"{path} ends inside its member {member.name}: {size} bytes are there, "
-                            f"{member.offset_data + member.size} are needed; copy or download it again",
-                            kind="file",
-                        )
-                    self._members[-1] += 1
-                    self._starts.append(member.offset_data)
-                    self._sizes.append(member.size)
-                    self._kinds.append(self._extensions.setdefault(extension.lower(), len(self._extensions)))
-                    digest.update(f"{member.name} {member.size} {member.mtime} {member.chksum}\n".encode())
+            last = None
+            for member in shard_members(path):
+                folder, _, base = member.name.rpartition("/")
+                stem, dot, extension = base.partition(".")
+                if not stem or not dot:
+                    continue
+                key = f"{folder}/{stem}" if folder else stem
+                if key != last:
+                    if len(self._keys) == limit:
+                        break
+                    self._keys.append(key)
+                    self._shards.append(number)
+                    self._members.append(self._members[-1])
+                    last = key
+                if member.start + member.size > size:
+                    raise DataError(
+                        f"{path} ends inside its member {member.name}: {size} bytes are there, "
+                        f"{member.start + member.size} are needed; copy or download it again",
+                        kind="file",
+                    )
+                self._members[-1] += 1
+                self._starts.append(member.start)
+                self._sizes.append(member.size)
+                self._kinds.append(self._extensions.setdefault(extension.lower(), len(self._extensions)))
+                header = f"{member.name} {member.size} {member.time} {member.checksum}\n"
+                digest.update(header.encode(errors="surrogateescape"))  # names need not be UTF-8
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}", kind="file") from None
         except tarfile.TarError as error:

@@ -3,7 +3,7 @@
 FAMILIES is the whole list; a new family is a new file and one more name in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opsin.errors import ConfigError, unknown
@@ -25,9 +25,13 @@ FAMILIES: tuple[Family, ...] = (BLIP2, LLAVA, LLAVA15, LLAVA_NEXT, QWEN_VL, INTE
 MIX = mix_of(FAMILIES)
 """Serves models whose parts belong to different families."""
 
+SHIPPED = "opsin-mini"
+"""The model that comes with opsin. It is a folder (`weights.shipped`) and no preset, but known by this name."""
+
 __all__ = [
     "FAMILIES",
     "MIX",
+    "SHIPPED",
     "Family",
     "HubConfig",
     "Preset",
@@ -54,7 +58,7 @@ def all_presets() -> tuple[Preset, ...]:
 def preset(id: str) -> Preset:
     """The preset of that id, tiny ones included.
 
-    Raises UnknownNameError with the nearest ids, and ConfigError for a model that only compares.
+    Raises UnknownNameError with the nearest ids, and ConfigError for a model that only compares or that is shipped.
     """
     known = {preset.id: preset for preset in (*all_presets(), *(each.tiny for each in FAMILIES))}
     if id in known:
@@ -65,7 +69,12 @@ def preset(id: str) -> Preset:
             f"{id!r} compares pictures with texts and has no language model: it answers nothing. Use it with "
             "`opsin match`, or opsin.match.load; `opsin show` prints its parts"
         )
-    raise unknown("model", id, [*known, *(each.id for each in comparing)])
+    if id == SHIPPED:
+        raise ConfigError(
+            f"{id!r} is no preset but the folder of a model, which comes with opsin: opsin.weights.describe({id!r}) "
+            "gives its config"
+        )
+    raise unknown("model", id, [*known, SHIPPED, *(each.id for each in comparing)])
 
 
 def retriever_preset(id: str) -> RetrieverPreset:
@@ -114,11 +123,20 @@ def family_of(config: VLMConfig) -> Family:
     return next((each for each in FAMILIES if each.accepts(config)), MIX)
 
 
-def mix(data: Mapping[str, Any], *, where: str = "mix") -> VLMConfig:
-    """The config that plain data (YAML) describes, parts of it taken from presets: see `_mix.mixed`."""
+def _preset_config(id: str) -> VLMConfig:
+    return preset(id).config
+
+
+def mix(
+    data: Mapping[str, Any], *, where: str = "mix", config_of: Callable[[str], VLMConfig] = _preset_config
+) -> VLMConfig:
+    """The config that plain data (YAML) describes, parts of it taken from presets: see `_mix.mixed`.
+
+    config_of: gives the config of a name that parts are taken from.
+    """
     if isinstance(chat_name := data.get("chat"), str):
         chat(chat_name)  # names the nearest where there is none
-    return mixed(data, where=where, preset=preset)
+    return mixed(data, where=where, config_of=config_of)
 
 
 def family_for_hub(hub: HubConfig) -> Family:

@@ -84,7 +84,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "partial_rotary_factor": (None, 1, 1.0),
     "quantization_config": (None,),
-    "projector_hidden_act": ("gelu",),
+    "projector_hidden_act": ("gelu", "linear"),
     "multimodal_projector_bias": (None, True),
     "use_image_newline_parameter": (None, True),
     "use_mm_proj": (None, True),
@@ -253,6 +253,15 @@ def _original_connector(hub: HubConfig) -> ConnectorConfig:
     return LinearConnector() if layers[1] == "1" else MLPConnector.parse({"num_layers": int(layers[1])}, where=CONFIG)
 
 
+def _transformers_connector(hub: HubConfig) -> ConnectorConfig:
+    """Two layers; with nothing between them one, whose second does nothing (`_layouts`), which LLaVA-NeXT never had."""
+    if hub.get("projector_hidden_act", "gelu") == "gelu":
+        return MLPConnector(num_layers=2)
+    if hub.get("model_type") == "llava_next":
+        raise ConfigError(f"{CONFIG}: projector_hidden_act 'linear' is read for model_type llava only")
+    return LinearConnector()
+
+
 def _read_transformers(hub: HubConfig, preprocessor: HubConfig | None, chat: ChatFormat) -> VLMConfig:
     _refuse_unknown(hub, CONFIG)
     text, vision_hub = hub.get("text_config") or {}, hub.get("vision_config")
@@ -282,7 +291,7 @@ def _read_transformers(hub: HubConfig, preprocessor: HubConfig | None, chat: Cha
     _check_preprocessor(preprocessor, resolution)
     return _build(
         vision=vision,
-        connector=MLPConnector(num_layers=2),
+        connector=_transformers_connector(hub),
         decoder=_decoder(text, str(text.get("model_type", "llama")), f"{CONFIG} text_config"),
         resolution=resolution,
         chat=chat,

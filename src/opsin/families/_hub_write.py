@@ -56,17 +56,17 @@ def _original(config: VLMConfig) -> HubFiles:
 
 def _transformers(config: VLMConfig) -> HubFiles:
     vision, resolution = config.vision, config.resolution
-    if num_connector_layers(config) != 2:
+    num_layers, anyres = num_connector_layers(config), resolution if isinstance(resolution, AnyRes) else None
+    if num_layers > 2 or (num_layers == 1 and anyres):
         raise ConfigError(
-            f"transformers' LLaVA has a connector of two layers; this one has {num_connector_layers(config)}. "
-            "Export with layout 'original'"
+            f"transformers' LLaVA has a connector of two layers; this one has {num_layers}. Export with layout "
+            "'original'"
         )
     if config.image_token_id is None:
         raise ConfigError(
             "transformers marks picture slots by a token id, and this model has none: its vocabulary of "
             f"{config.decoder.vocab_size} rows is all text. Export with layout 'original', or train from an -hf preset"
         )
-    anyres = resolution if isinstance(resolution, AnyRes) else None
     if anyres and (anyres.merge, anyres.base, anyres.max_base_tiles) != ("spatial_unpad", "first", None):
         raise ConfigError(
             f"transformers' LLaVA-NeXT merges tiles as 'spatial_unpad' with the base first; this model has merge "
@@ -82,7 +82,8 @@ def _transformers(config: VLMConfig) -> HubFiles:
         "image_seq_length": vision.num_tokens((1, vision.side, vision.side)),
         "model_type": kind,
         "multimodal_projector_bias": True,
-        "projector_hidden_act": "gelu",
+        # One layer is written as two, of which the second is the identity, with nothing between them.
+        "projector_hidden_act": "gelu" if num_layers == 2 else "linear",
         "text_config": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_decoder(config)},
         "tie_word_embeddings": False,
         "vision_config": {"model_type": "clip_vision_model", **_tower(config)},

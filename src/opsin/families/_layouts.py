@@ -6,6 +6,7 @@ The published trees, with what the parts are called here:
     model.vision_tower.vision_tower.         vision_tower.vision_model.           vision.
       vision_model.
     model.mm_projector.{0,2}.                multi_modal_projector.linear_{1,2}.  connector.layers.{0,1}.
+    model.mm_projector. (one layer)          linear_1; linear_2 is the identity   connector.layers.0.
     model.image_newline                      image_newline                        newline
     model.layers.N.                          language_model.model.layers.N.       decoder.layers.N.
     lm_head.                                 language_model.lm_head.              decoder.head.
@@ -17,7 +18,7 @@ from typing import Literal
 from opsin.spec.connector import LinearConnector, MLPConnector
 from opsin.spec.decoder import DecoderConfig
 from opsin.spec.model import VLMConfig
-from opsin.spec.rules import Drop, Layout, Rename, Reshape, Rule
+from opsin.spec.rules import Constant, Drop, Layout, Rename, Reshape, Rule
 from opsin.spec.vision import VisionConfig
 
 CLIP_PREFIX = "vision_model."
@@ -25,7 +26,8 @@ ORIGINAL_TOWER = "model.vision_tower.vision_tower.vision_model."
 
 
 def llava_layouts(config: VLMConfig) -> tuple[Layout, ...]:
-    """Layouts of a whole model. transformers has a class for two-layer connectors only."""
+    """Layouts of a whole model. transformers' class has two layers: one is written as two, of which the second does
+    nothing, where an id marks pictures (the published models of one layer have none); more than two it cannot hold."""
     original = Layout(
         name="original",
         rules=_model_rules(
@@ -38,7 +40,8 @@ def llava_layouts(config: VLMConfig) -> tuple[Layout, ...]:
         ),
         optional=("vision.",),
     )
-    if num_connector_layers(config) != 2:
+    num_layers = num_connector_layers(config)
+    if num_layers > 2 or (num_layers == 1 and config.image_token_id is None):
         return (original,)
     return (
         original,
@@ -175,6 +178,21 @@ def _modules_at(places: dict[str, str]) -> tuple[Rule, ...]:
     )
 
 
+def _hf_projector(config: VLMConfig, prefix: str) -> tuple[Rule, ...]:
+    num_layers, dim = num_connector_layers(config), config.decoder.dim
+    own = _modules_at({f"{prefix}linear_{index + 1}.": f"connector.layers.{index}." for index in range(num_layers)})
+    if num_layers > 1:
+        return own
+    idle = Constant(
+        source=f"{prefix}linear_2.weight",
+        shape=(dim, dim),
+        value="identity",
+        beside="connector.layers.0.weight",
+        reason="its connector has one layer, and transformers' class has two",
+    )
+    return (*own, idle, idle.replace(source=f"{prefix}linear_2.bias", shape=(dim,), value="zeros"))
+
+
 def _hf_layout(name: str, config: VLMConfig, *, tower: str, on_disk: bool) -> Layout:
     prefix = "" if on_disk else "model."
     return Layout(
@@ -182,12 +200,7 @@ def _hf_layout(name: str, config: VLMConfig, *, tower: str, on_disk: bool) -> La
         rules=_model_rules(
             config,
             tower=tower,
-            projector=_modules_at(
-                {
-                    f"{prefix}multi_modal_projector.linear_{index + 1}.": f"connector.layers.{index}."
-                    for index in range(num_connector_layers(config))
-                }
-            ),
+            projector=_hf_projector(config, f"{prefix}multi_modal_projector."),
             decoder="language_model.model." if on_disk else "model.language_model.",
             head="language_model.lm_head." if on_disk else "lm_head.",
             newline=f"{prefix}image_newline",

@@ -54,7 +54,7 @@ def mix_of(families: Sequence[Family]) -> Family:
     )
 
 
-def mixed(data: Mapping[str, Any], *, where: str, preset: Callable[[str], Preset]) -> VLMConfig:
+def mixed(data: Mapping[str, Any], *, where: str, config_of: Callable[[str], VLMConfig]) -> VLMConfig:
     """The config that plain data describes. A part is written out, or taken from a preset and changed:
 
         vision: llava-1.5-7b
@@ -72,7 +72,7 @@ def mixed(data: Mapping[str, Any], *, where: str, preset: Callable[[str], Preset
         if isinstance(value, str):
             value = {TAKEN_FROM: value}
         if isinstance(value, Mapping) and TAKEN_FROM in value:
-            base = getattr(preset(str(value[TAKEN_FROM])).config, part).model_dump(mode="json")
+            base = getattr(config_of(str(value[TAKEN_FROM])), part).model_dump(mode="json")
             whole[part] = base | {key: changed for key, changed in value.items() if key != TAKEN_FROM}
     chat = whole.get("chat")
     if isinstance(chat, str) and chat in CHATS:

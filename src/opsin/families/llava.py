@@ -27,7 +27,7 @@ Sizes: docs/MODEL_ZOO.md of haotian-liu/LLaVA @c121f04, sections "LLaVA-v1" and 
 
 from opsin.families._chats import LLAVA_LLAMA_2, LLAVA_V0, V1, with_start_end
 from opsin.families._family import Family, HubConfig, Preset
-from opsin.families._hub import is_original_layout, read_config, tower_repository
+from opsin.families._hub import is_original_layout, is_transformers_layout, read_config, tower_repository
 from opsin.families._hub_write import write_config
 from opsin.families._layouts import is_llava, llava_layouts, llava_part_layouts
 from opsin.families._parts import CLIP_L_224, CLIP_L_336, LLAMA2_7B, LLAMA2_13B, VICUNA_7B_V1, VICUNA_13B_V1
@@ -152,6 +152,8 @@ TINY = Preset(
 
 
 def _matches(hub: HubConfig) -> bool:
+    if is_transformers_layout(hub):
+        return hub.get("model_type") == "llava" and hub.get("projector_hidden_act") == "linear"
     return (
         is_original_layout(hub)
         and not str(hub.get("image_aspect_ratio")).startswith("anyres")

@@ -133,7 +133,7 @@ TINY = Preset(
 
 def _matches(hub: HubConfig) -> bool:
     if is_transformers_layout(hub):
-        return hub.get("model_type") == "llava"
+        return hub.get("model_type") == "llava" and hub.get("projector_hidden_act") != "linear"
     return (
         is_original_layout(hub)
         and not str(hub.get("image_aspect_ratio")).startswith("anyres")

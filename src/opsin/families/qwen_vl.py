@@ -38,6 +38,10 @@ from opsin.spec.vision import VisionConfig
 PARAMETERS = 9_656_935_168
 
 
+SAMPLED: dict[str, float | int | bool] = {"do_sample": True, "top_p": 0.5, "top_k": 0, "max_window_size": 6144}
+"""How the chat model answers; the last is the longest history of a chat in tokens (`text.window`)."""
+
+
 def _preset(id: str, name: str, chat: ChatFormat) -> Preset:
     return Preset(
         id=id,
@@ -52,7 +56,7 @@ def _preset(id: str, name: str, chat: ChatFormat) -> Preset:
         hub=(f"Qwen/{name}",),
         parameters=PARAMETERS,
         source=f"Qwen/{name} config.json, visual.py",
-        generation={"do_sample": True, "top_p": 0.5, "top_k": 0} if chat is QWEN_VL_CHAT else {},
+        generation=SAMPLED if chat is QWEN_VL_CHAT else {},
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from opsin.generate.decode import Usage as Usage
     from opsin.generate.decode import generate as generate
     from opsin.generate.decode import stream as stream
+    from opsin.generate.engine import Engine as Engine
     from opsin.generate.sampling import Sampling as Sampling
     from opsin.generate.session import Chat as Chat
 
@@ -26,6 +27,7 @@ _HOMES = {
     "Usage": "decode",
     "generate": "decode",
     "stream": "decode",
+    "Engine": "engine",
     "Sampling": "sampling",
     "Chat": "session",
 }

@@ -26,6 +26,7 @@ from opsin.generate.stops import AnswerText, Stops
 from opsin.nn.batch import Batch
 from opsin.nn.cache import KVCache, decode_dtype
 from opsin.nn.vlm import VLM
+from opsin.spec.model import VLMConfig
 from opsin.text.tokenizer import Tokenizer
 
 Finish = Literal["stop_token", "stop_string", "length"]
@@ -106,33 +107,16 @@ def stream(
     cache: KVCache | None = None,
 ) -> Iterator[Chunk]:
     """Like `generate`, token by token as they come. Closing the iterator ends the work."""
-    config = vlm.config
-    stops = Stops.of(config.chat, tokenizer, ids=sampling.stop_ids, strings=sampling.stop_strings)
-    room = [config.decoder.max_positions - prompt.num_tokens for prompt in encoded]
-    for prompt, left in zip(encoded, room, strict=True):
-        if left < 1:
-            raise GenerationError(
-                f"the prompt {prompt.name!r} takes {prompt.num_tokens} tokens, which leaves no room for an answer: the "
-                f"model was trained for {config.decoder.max_positions}. Shorten it or leave out pictures."
-            )
     sequences = [
-        _Sequence(
-            len(encoded[prompt].ids) - encoded[prompt].num_image_tokens,
-            encoded[prompt].num_image_tokens,
-            prompt=prompt,
-            number=number,
-            limit=min(sampling.max_new_tokens, room[prompt]),
-            stops=stops,
-            text=AnswerText(tokenizer, stops.strings),
-        )
-        for prompt in range(len(encoded))
-        for number in range(sampling.num_sequences)
+        sequence
+        for number, prompt in enumerate(encoded)
+        for sequence in open_answers(vlm.config, prompt, tokenizer, sampling, number=number)
     ]
     return _decode(vlm, encoded, sampling, sequences, cache)
 
 
 @dataclass
-class _Sequence:
+class OpenAnswer:
     """An answer in the making."""
 
     text_tokens: int
@@ -172,9 +156,37 @@ class _Sequence:
         )
 
 
+def open_answers(
+    config: VLMConfig, prompt: Encoded, tokenizer: Tokenizer | None, sampling: Sampling, *, number: int = 0
+) -> list[OpenAnswer]:
+    """The answers to a prompt, before their first token. number: which of the prompts it is.
+
+    Raises GenerationError for a prompt that leaves no room for an answer.
+    """
+    stops = Stops.of(config.chat, tokenizer, ids=sampling.stop_ids, strings=sampling.stop_strings)
+    room = config.decoder.max_positions - prompt.num_tokens
+    if room < 1:
+        raise GenerationError(
+            f"the prompt {prompt.name!r} takes {prompt.num_tokens} tokens, which leaves no room for an answer: the "
+            f"model was trained for {config.decoder.max_positions}. Shorten it or leave out pictures."
+        )
+    return [
+        OpenAnswer(
+            len(prompt.ids) - prompt.num_image_tokens,
+            prompt.num_image_tokens,
+            prompt=number,
+            number=sequence,
+            limit=min(sampling.max_new_tokens, room),
+            stops=stops,
+            text=AnswerText(tokenizer, stops.strings),
+        )
+        for sequence in range(sampling.num_sequences)
+    ]
+
+
 @torch.inference_mode()
 def _decode(
-    vlm: VLM, encoded: Sequence[Encoded], sampling: Sampling, sequences: list[_Sequence], cache: KVCache | None
+    vlm: VLM, encoded: Sequence[Encoded], sampling: Sampling, sequences: list[OpenAnswer], cache: KVCache | None
 ) -> Iterator[Chunk]:
     if not encoded:
         return
@@ -185,9 +197,8 @@ def _decode(
     if sampling.num_sequences > 1:
         cache.select(rows)
         logits = logits[rows]
-    positions = torch.tensor([[encoded[row].positions.max() + 1] for row in rows], device=logits.device)
-    positions = positions[:, :, None].expand(-1, -1, encoded[0].positions.shape[1]).contiguous()
-    seen = _seen(encoded, logits)[rows] if sampling.repetition_penalty != 1 else None
+    positions = next_positions(encoded, logits.device)[rows]
+    seen = seen_ids(encoded, logits)[rows] if sampling.repetition_penalty != 1 else None
     active = list(range(len(sequences)))
     prefilled: float | None = None
     while True:
@@ -214,9 +225,20 @@ def _decode(
             cache.select(keep)
             ids, positions = ids[keep], positions[keep]
             seen = None if seen is None else seen[keep]
-        hidden = vlm.hidden(Batch(ids[:, None], positions, documents=_one_token_each(len(active))), cache)
-        logits = vlm.logits(hidden[:, 0])
+        logits = run_one_token(vlm, ids, positions, cache)
         positions += 1
+
+
+def run_one_token(vlm: VLM, ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+    """Run the sampled ids (B,) at positions (B, 1, A) behind the cache's rows. Returns logits (B, V) after them."""
+    documents = tuple((row, 0, 1) for row in range(len(ids)))
+    return vlm.logits(vlm.hidden(Batch(ids[:, None], positions, documents=documents), cache)[:, 0])
+
+
+def next_positions(encoded: Sequence[Encoded], device: torch.device) -> Tensor:
+    """(prompts, 1, A): where the first token of each prompt's answer stands."""
+    after = torch.tensor([[prompt.positions.max() + 1] for prompt in encoded], device=device)
+    return after[:, :, None].expand(-1, -1, encoded[0].positions.shape[1]).contiguous()
 
 
 def prefill(vlm: VLM, encoded: Sequence[Encoded], cache: KVCache | None, *, room: int) -> tuple[Tensor, KVCache]:
@@ -256,7 +278,7 @@ def rest(encoded: Encoded, start: int) -> Encoded:
     )
 
 
-def _seen(encoded: Sequence[Encoded], logits: Tensor) -> Tensor:
+def seen_ids(encoded: Sequence[Encoded], logits: Tensor) -> Tensor:
     """(prompts, V) bool: ids in the text of each prompt. What stands at picture slots is no text."""
     seen = torch.zeros(len(encoded), logits.shape[-1], dtype=torch.bool)
     for row, prompt in enumerate(encoded):
@@ -264,15 +286,16 @@ def _seen(encoded: Sequence[Encoded], logits: Tensor) -> Tensor:
     return seen.to(logits.device)
 
 
-def _check_finite(logits: Tensor, sequences: Sequence[_Sequence], encoded: Sequence[Encoded]) -> None:
+def _check_finite(logits: Tensor, sequences: Sequence[OpenAnswer], encoded: Sequence[Encoded]) -> None:
     for sequence, top in zip(sequences, logits.amax(dim=-1).tolist(), strict=True):
         if not math.isfinite(top):
-            raise GenerationError(
-                f"the model gave {top} instead of numbers after {len(sequence.ids)} new tokens for prompt "
-                f"{encoded[sequence.prompt].name or sequence.prompt + 1!r}. float16 overflows with some models: use "
-                "bfloat16 or float32; otherwise the weights are damaged."
-            )
+            raise not_finite(top, sequence, encoded[sequence.prompt].name or f"{sequence.prompt + 1}")
 
 
-def _one_token_each(num_rows: int) -> tuple[tuple[int, int, int], ...]:
-    return tuple((row, 0, 1) for row in range(num_rows))
+def not_finite(top: float, sequence: OpenAnswer, name: str) -> GenerationError:
+    """The error for logits whose largest, `top`, is no number. name: of the prompt."""
+    return GenerationError(
+        f"the model gave {top} instead of numbers after {len(sequence.ids)} new tokens for prompt {name!r}. float16 "
+        "overflows with some models: use bfloat16 or float32; otherwise the weights are damaged.",
+        kind="not_finite",
+    )

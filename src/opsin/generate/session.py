@@ -19,6 +19,10 @@ from opsin.spec.model import VLMConfig
 from opsin.text.grounding import Reading, read, spell
 from opsin.text.messages import Conversation, ImageSource, Message, VideoSource, assistant, system, user
 from opsin.text.tokenizer import Tokenizer
+from opsin.text.window import newest_turns, only
+
+ANY_SIZE = (448, 448)
+"""Of a picture: models with a window give pictures of all sizes as many tokens."""
 
 
 class ChatModel(Protocol):
@@ -38,6 +42,9 @@ class Chat:
     `ask` answers at once, `stream` piece by piece. Pictures and videos are shown before the text of their turn. Each is
     prepared and run once, however many questions follow: the next prompt begins with the tokens of the last one, and
     what the cache holds of it is not run again.
+
+    Where the model's generation_config.json names a `max_window_size` (Qwen-VL-Chat: 6144 tokens), the oldest exchanges
+    that do not fit it are left out of a prompt whole, with what they show (`text.window`); `messages` keeps them.
     """
 
     def __init__(
@@ -69,6 +76,8 @@ class Chat:
         """The last answer, once it is complete."""
         self.prompt: Encoded | None = None
         """The last prompt."""
+        self.num_left_out = 0
+        """Messages that the last prompt had no room for in the model's window."""
         self._encoder.forget_from(0, 0)
         self._cache: KVCache | None = None
         self._cached = np.zeros(0, np.int64)
@@ -93,7 +102,9 @@ class Chat:
         )
         conversation = Conversation((*self.messages, question), (*self.images, *images), videos=(*self.videos, *videos))
         self._encoder.forget_from(len(self.images), len(self.videos))  # a turn that failed may have left some
-        prompt = self._encoder.encode(conversation)
+        prompt, num_left_out = self._encode(conversation)
+        if num_left_out != self.num_left_out:
+            self._cached = self._cached[:0]  # another beginning, whose slots may show other pictures
         cache = self._reusable_cache(prompt)
         if isinstance(self.sampling, Beams):
             chunks = beam_stream(self.model.vlm, [prompt], self.model.tokenizer, self.sampling)
@@ -102,7 +113,7 @@ class Chat:
         self.messages.append(question)
         self.images += images
         self.videos += videos
-        self.answer, self.prompt = None, prompt
+        self.answer, self.prompt, self.num_left_out = None, prompt, num_left_out
         ids: list[int] = []
         pieces: list[str] = []
         try:
@@ -133,6 +144,26 @@ class Chat:
             raise GenerationError("there are no boxes without an answer about a picture; ask about one first")
         return read(spell(self.answer.ids, self.model.tokenizer, grounding), grounding, pictures[-1].size)
 
+    def _encode(self, conversation: Conversation) -> tuple[Encoded, int]:
+        """The prompt, and how many messages it has no room for."""
+        window = getattr(self.model, "generation", {}).get("max_window_size")
+        if window is None:
+            return self._encoder.encode(conversation), 0
+        config = self.model.config
+        kept = newest_turns(
+            config.chat,
+            conversation.messages,
+            self.model.tokenizer,
+            slots_per_picture=config.plan(ANY_SIZE).num_slots,
+            max_tokens=window,
+        )
+        shown, images, videos = only(conversation, kept)
+        self._encoder.numbers = images, videos
+        try:
+            return self._encoder.encode(shown), len(conversation.messages) - len(kept)
+        finally:
+            self._encoder.numbers = None
+
     def _reusable_cache(self, prompt: Encoded) -> KVCache:
         """The cache, cut to what it has in common with the prompt."""
         if self._cache is None:
@@ -158,16 +189,20 @@ class _RememberingEncoder(Encoder):
         super().__init__(*args, **options)
         self._images: dict[int, tuple[PreparedImage, tuple[str, ...]]] = {}
         self._videos: dict[int, tuple[PreparedImage, tuple[str, ...]]] = {}
+        self.numbers: tuple[Sequence[int], Sequence[int]] | None = None
+        """Which pictures and videos of the growing conversation the encoded one has, where some are left out."""
 
     def prepare_image(self, conversation: Conversation, index: int) -> tuple[PreparedImage, tuple[str, ...]]:
-        if index not in self._images:
-            self._images[index] = super().prepare_image(conversation, index)
-        return self._images[index]
+        number = index if self.numbers is None else self.numbers[0][index]
+        if number not in self._images:
+            self._images[number] = super().prepare_image(conversation, index)
+        return self._images[number]
 
     def prepare_video(self, conversation: Conversation, index: int) -> tuple[PreparedImage, tuple[str, ...]]:
-        if index not in self._videos:
-            self._videos[index] = super().prepare_video(conversation, index)
-        return self._videos[index]
+        number = index if self.numbers is None else self.numbers[1][index]
+        if number not in self._videos:
+            self._videos[number] = super().prepare_video(conversation, index)
+        return self._videos[number]
 
     def forget_from(self, image: int, video: int) -> None:
         """Forget all pictures and videos from the ones of these numbers on."""

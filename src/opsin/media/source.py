@@ -146,6 +146,18 @@ def _checked(file: BinaryIO, name: str) -> tuple[BinaryIO, str, str]:
     )
 
 
+def is_video(path: Path) -> bool:
+    """Whether a file begins as a video does. What cannot be read is none, and whoever opens it says why."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+    except OSError:
+        return False
+    return any(re.match(pattern, head, re.DOTALL) for pattern, _ in _VIDEO_MAGIC) and not any(
+        re.match(pattern, head, re.DOTALL) for pattern, _ in _STILL
+    )
+
+
 def sniff(data: bytes, name: str) -> str:
     """The format, from the first bytes. Raises MediaError for what is not read, naming what it seems to be."""
     head = data[:256]

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-STAGES = ("tokenizer", "tower", "language", "connect", "finetune")
+STAGES = ("tokenizer", "tower", "language", "connect", "finetune", "ship")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,6 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
 
         steps = given.steps or recipe.STEPS
         print(recipe.finetune(given.folder, seed=given.seed, steps=steps, reporter=Screen(Console(), every=50)))
+    elif given.stage == "ship":
+        from opsin.mini import ship
+
+        print(ship.ship(given.folder))
     else:
         from opsin.mini import connect, language, tower
 

@@ -1,8 +1,9 @@
 """Second stage, beside the first: the language model learns to answer before it has seen a pixel.
 
 Where a picture's rows will stand, it is given the labels of the patches (`labels.py`), as rows made of a learned vector
-per label and place in the token, and of the words for the labels. So both halves of the model learn at the same time, each from exactly what it needs to
-know; `connect.py` then teaches the connector to write such rows from what the tower sees.
+per label and place in the token, and of the words for the labels. So both halves of the model learn at the same time,
+each from exactly what it needs to know; `connect.py` then teaches the connector to write such rows from what the tower
+sees.
 """
 
 from dataclasses import dataclass

@@ -11,8 +11,8 @@ from opsin.text.messages import Conversation
 from opsin.train.log import Reporter
 from opsin.train.runner import run as train
 
-STEPS = 4000
-SAMPLES = 16
+STEPS = 2300
+SAMPLES = 12
 """Samples per step, each with several questions in one conversation."""
 QUESTIONS = 8
 STAGE = "finetune"
@@ -45,14 +45,14 @@ def stage(steps: int) -> Stage:
     """The stage with its number of steps."""
     return Stage(
         name=STAGE,
-        trainable=("vision", "connector", "decoder"),
+        trainable=("connector", "decoder"),
         batch=BatchSize(samples=SAMPLES, form="pack"),
         optim=Muon(
             lr=2e-3,
-            part_lr={"vision": 1e-3},
+            part_lr={"connector": 1e-3},
             weight_decay=0.02,
             scale="match_rms_adamw",
-            rest=AdamW(lr=1e-3, part_lr={"vision": 5e-4}, betas=(0.9, 0.98)),
+            rest=AdamW(lr=1e-3, betas=(0.9, 0.98)),
         ),
         schedule=Schedule(warmup_steps=50, min_lr=2e-5),
         steps=steps,
@@ -65,9 +65,8 @@ def finetune(folder: Path, *, seed: int, steps: int = STEPS, reporter: Reporter 
         model=str(folder / START),
         output=str(folder / "training"),
         seed=seed,
-        precision="bfloat16",
         workers=1,
-        log_every=50,
+        log_every=25,
         checkpoint=Checkpoints(every=500),
         stages=(stage(steps),),
     )

@@ -76,7 +76,7 @@ def objects(
     """Things anywhere. Often several share a shape or a colour, so that there is something to count."""
     size = size or any_size(rng)
     room = max(1, min(MAX_THINGS, size[0] * size[1] // 1400))
-    count = min(count, room) if count else rng.randint(1, room)
+    count = min(count, room) if count else max(rng.randint(1, room), rng.randint(1, room))  # rather many than few
     repeated = rng.randint(1, count) if count > 1 and rng.random() < 0.75 else 0
     shape = color = None
     if rng.random() < 0.5:

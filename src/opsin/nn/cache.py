@@ -41,11 +41,21 @@ class EncoderMemory:
         return without_padding(torch.ones_like(valid[:, :1]), valid)
 
     def select(self, index: Tensor, rows: Sequence[int]) -> None:
-        """Keep `rows`, in that order."""
+        """Keep `rows`, in that order, and of their padding no more than the longest needs."""
+        self.lengths = [self.lengths[row] for row in rows]
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                tensors[layer] = old.index_select(0, index)
-        self.lengths = [self.lengths[row] for row in rows]
+                tensors[layer] = old[:, : max(self.lengths)].index_select(0, index)
+
+    def join(self, other: "EncoderMemory") -> None:
+        """Add the rows of another memory behind these."""
+        width = max(*self.lengths, *other.lengths)
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for layer, (old, more) in enumerate(zip(mine, theirs, strict=True)):
+                mine[layer] = new = old.new_zeros((len(old) + len(more), width, *old.shape[2:]))
+                new[: len(old), : old.shape[1]] = old[:, :width]
+                new[len(old) :, : more.shape[1]] = more
+        self.lengths = [*self.lengths, *other.lengths]
 
 
 class KVCache:
@@ -175,6 +185,21 @@ class KVCache:
             self.memory.select(index, rows)
         self._set_lengths([self.lengths[row] for row in rows])
         self.prompt_lengths = [self.prompt_lengths[row] for row in rows]
+        return self
+
+    def join(self, other: "KVCache") -> Self:
+        """Add the rows of another cache of the same model behind these, in place: prompts that come later."""
+        rows, capacity, used = len(self.lengths), max(self.capacity, other.capacity), max(self.stored)
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for layer, (old, more) in enumerate(zip(mine, theirs, strict=True)):
+                mine[layer] = new = old.new_zeros((rows + len(more), old.shape[1], capacity, old.shape[3]))
+                new[:rows, :, :used] = old[:, :, :used]
+                new[rows:, :, : other.capacity] = more
+        if self.memory is not None:
+            assert other.memory is not None, "one model either has an encoder or has none"
+            self.memory.join(other.memory)
+        self._set_lengths([*self.lengths, *other.lengths])
+        self.prompt_lengths = [*self.prompt_lengths, *other.prompt_lengths]
         return self
 
     def truncate(self, lengths: Sequence[int]) -> None:

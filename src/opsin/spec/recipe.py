@@ -160,6 +160,9 @@ class Evaluation(Spec):
     """Longest answer, for `exact_match`."""
     patience: int | None = Field(default=None, ge=1)
     """The stage ends after so many evaluations in a row without a new best. None: it goes on to its end."""
+    finish: Literal["last", "best"] = "last"
+    """Which weights the stage ends with. `best`: when it is over it goes back to those of its best evaluation; they are
+    what its folder holds and what the next stage begins from."""
 
 
 class CachedFeatures(Spec):

@@ -85,7 +85,20 @@ class Drop(Spec):
     reason: str
 
 
-Rule = Annotated[Rename | Reshape | Split | Fill | Drop, Field(discriminator="kind")]
+class Constant(Spec):
+    """A tensor that this layout has to hold and the model has not, because with these numbers it changes nothing. It is
+    written, needed, and refused where it holds other numbers."""
+
+    kind: Literal["constant"] = "constant"
+    source: str
+    shape: tuple[int, ...]
+    value: Literal["zeros", "identity"]
+    beside: str
+    """The tensor of ours that it comes with."""
+    reason: str
+
+
+Rule = Annotated[Rename | Reshape | Split | Fill | Drop | Constant, Field(discriminator="kind")]
 
 
 class Layout(Spec):
@@ -111,7 +124,7 @@ class Layout(Spec):
 def targets_of(rule: Rule) -> tuple[str, ...]:
     """Our names that a rule gives a value to."""
     match rule:
-        case Drop():
+        case Drop() | Constant():
             return ()
         case Split():
             return rule.targets

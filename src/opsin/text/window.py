@@ -1,9 +1,10 @@
 """Long conversations cut to a window: old turns are left out whole, the newest stay."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from opsin.spec.chat import ChatFormat
-from opsin.text.messages import Message
+from opsin.text.messages import BoxPart, Conversation, ImagePart, Message, Part, VideoPart
 from opsin.text.render import render
 from opsin.text.tokenise import IMAGE, tokenise
 from opsin.text.tokenizer import Tokenizer
@@ -38,3 +39,24 @@ def newest_turns(
         kept = [*history[-2:], *kept]
         history = history[:-2]
     return [*head, *kept, question]
+
+
+def only(conversation: Conversation, messages: Sequence[Message]) -> tuple[Conversation, list[int], list[int]]:
+    """A conversation with some of its messages, and what these show; which pictures and which videos are left."""
+    images = [index for message in messages for index in message.images]
+    videos = [index for message in messages for index in message.videos]
+
+    def numbered(part: Part) -> Part:
+        if isinstance(part, ImagePart):
+            return replace(part, index=images.index(part.index))
+        if isinstance(part, VideoPart):
+            return replace(part, index=videos.index(part.index))
+        return replace(part, image=images.index(part.image)) if isinstance(part, BoxPart) else part
+
+    left = replace(
+        conversation,
+        messages=tuple(replace(each, parts=tuple(map(numbered, each.parts))) for each in messages),
+        images=tuple(conversation.images[index] for index in images),
+        videos=tuple(conversation.videos[index] for index in videos),
+    )
+    return left, images, videos

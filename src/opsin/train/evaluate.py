@@ -99,7 +99,10 @@ class Judge:
 
     def _told(self, row: EvaluationRow) -> str:
         scores = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row["evaluation"].items())
-        than = "the best so far" if row["best"] else f"the best is {self.best:.4f} after step {self.best_step}"
+        best = (
+            "none was a number yet" if self.best is None else f"the best is {self.best:.4f} after step {self.best_step}"
+        )
+        than = "the best so far" if row["best"] else best
         end = f"; the stage ends, as {self.without_best} evaluations brought nothing better" if self.is_over else ""
         return f"evaluation after step {row['step']}: {scores} ({than}){end}"
 

@@ -34,6 +34,7 @@ from opsin.weights.init import on_meta as meta_vlm
 from opsin.weights.retrieval import describe_retriever, load_retriever_part
 from opsin.weights.retrieval import on_meta as meta_retriever
 from opsin.weights.rules import Renamer
+from opsin.weights.shipped import is_here
 
 NO_LIMIT = 2**31
 """Longest prompt of the encoder while training: the stage's own limit decides there, which may shorten instead."""
@@ -92,8 +93,8 @@ def published_samples(stage: Stage) -> int | None:
 
 
 def describe_model(name: str) -> VLMConfig:
-    """What a preset (tiny ones too), folder or repository is. No weights are read, and for a preset nothing is."""
-    return describe(name) if "/" in name or Path(name).exists() else families.preset(name).config
+    """What a preset (tiny ones too), folder, repository or the shipped model is. No weights are read."""
+    return describe(name) if "/" in name or is_here(name) else families.preset(name).config
 
 
 def start_model(config: RunConfig) -> Model | RetrievalModel:

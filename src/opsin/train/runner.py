@@ -4,7 +4,8 @@ OUTPUT/run.yaml         the whole config, defaults included
        log.jsonl        one line per optimizer step, and one per evaluation
        left_out.jsonl   one line per sample that the run went on without, if any
        checkpoints/     the newest states of the run
-       best/STAGE/      the model as it was at the best evaluation of that stage, where there are any
+       best/STAGE/      the model as it was at the best evaluation of that stage, where there are any; beside it
+                        STAGE.safetensors, what was trained of it, of a stage that ends with its best weights
        STAGE/           the model as it was at the end of that stage, ready for `opsin chat`; of a stage with
                         adapters, these and where their base is
        base/            the model that the first stage's adapters belong to, where no name leads to it
@@ -242,6 +243,9 @@ class _Run:
             return loop
         self.reporter.end()
         self._tell_changes(stage)
+        with self.world.agreed():
+            if (judge := self.judges[number]) is not None:
+                self.models.finish(number, self.model, step=judge.best_step, say=self.reporter.say)
         with self.world.agreed():
             if self.world.is_first:
                 self.models.save(number, self.model, prepared.trainable)

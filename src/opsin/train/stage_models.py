@@ -2,12 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from torch import nn
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from opsin import families, weights
+from opsin.errors import TrainError
 from opsin.nn.lora import merge
 from opsin.nn.retriever import Retriever
 from opsin.nn.vlm import VLM
@@ -16,6 +20,7 @@ from opsin.train.folder import write_tensors
 from opsin.train.trainable import Trainable
 from opsin.weights import Model, RetrievalModel
 from opsin.weights.hub import is_preset
+from opsin.weights.shipped import is_shipped
 
 CONNECTOR_FILE = "connector.safetensors"
 """What a stage that trains nothing but the connector writes besides the model: the next run's `init.connector`."""
@@ -52,16 +57,47 @@ class StageModels:
         folder = self.output / self.config.stages[number].name
         self._write(folder, number, model, trainable)
         if self.config.stages[number].lora is None and all(name.startswith("connector.") for name in trainable.names):
-            connector = {
-                name: tensor.detach().cpu().contiguous()
-                for name, tensor in model.module.named_parameters()
-                if name.startswith("connector.")
-            }
-            write_tensors(folder / CONNECTOR_FILE, connector)
+            connector = [name for name, _ in model.module.named_parameters() if name.startswith("connector.")]
+            write_tensors(folder / CONNECTOR_FILE, _tensors(model.module, connector))
 
     def save_best(self, number: int, model: Model | RetrievalModel, trainable: Trainable) -> None:
         """Write what a stage has made of the model so far, as the best of it."""
         self._write(self.output / BEST / self.config.stages[number].name, number, model, trainable)
+        if self._ends_with_best(number):
+            # The model's folder may hold them in another layout, and several adapters as one.
+            write_tensors(self._best_tensors(number), _tensors(model.module, trainable.names))
+
+    @torch.no_grad()
+    def finish(self, number: int, model: Model | RetrievalModel, *, step: int, say: Callable[[str], None]) -> None:
+        """Where a stage is to end with its best weights, put them in place of the last ones.
+
+        step: of its best evaluation; 0 where none was. Raises TrainError where there is no best, or it cannot be read.
+        """
+        if not self._ends_with_best(number):
+            return
+        name, file = self.config.stages[number].name, self._best_tensors(number)
+        if not step:
+            raise TrainError(
+                f"stage {name!r} is to finish with its best weights, but no evaluation gave a finite number; see "
+                f"{self.output / 'log.jsonl'}"
+            )
+        own = dict(model.module.named_parameters())
+        try:
+            best = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise TrainError(
+                f"stage {name!r} is to finish with its best weights, but {file} cannot be read: {error}"
+            ) from None
+        for key, tensor in best.items():
+            own[key].copy_(tensor)
+        say(f"stage {name!r} ends with its best weights, those after step {step}")
+
+    def _ends_with_best(self, number: int) -> bool:
+        evaluation = self.config.stages[number].evaluate
+        return evaluation is not None and evaluation.finish == "best"
+
+    def _best_tensors(self, number: int) -> Path:
+        return self.output / BEST / f"{self.config.stages[number].name}.safetensors"
 
     def tell(self, number: int, *, say: Callable[[str], None]) -> None:
         """Where the model of a stage that is done can be found."""
@@ -96,8 +132,16 @@ class StageModels:
         return Path(os.path.relpath(base, folder)).as_posix()
 
 
+def _tensors(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Some of a module's tensors, on the CPU."""
+    own = dict(module.named_parameters())
+    return {name: own[name].detach().cpu().contiguous() for name in names}
+
+
 def published_name(name: str) -> str:
-    """A model's name that leads to it from anywhere: a whole path, or a repository."""
+    """A model's name that leads to it from anywhere: a whole path, a repository, or the shipped model's."""
+    if is_shipped(name):
+        return name
     if Path(name).expanduser().exists():
         return str(Path(name).expanduser().resolve())
     return families.preset(name).hub[0] if is_preset(name) else name

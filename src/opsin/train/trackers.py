@@ -67,14 +67,21 @@ class TensorBoard:
 
 
 class WandB:
-    """One W&B run, whose id stays in OUTPUT/trackers/wandb-run."""
+    """One W&B run, whose id stays in OUTPUT/trackers/wandb-run.
+
+    Offline (`WANDB_MODE=offline`) nobody knows what it has; each start then writes a folder of its own with everything
+    so far, and the newest is the one to send (`wandb sync`).
+    """
 
     def __init__(self, config: RunConfig, folder: Path, steps: int) -> None:
         """folder: of the trackers of the run."""
         wandb, file = _import("wandb"), folder / "wandb-run"
-        new = {} if file.exists() else {"config": config.model_dump(mode="json")}
+        about = config.model_dump(mode="json")
+        new = {} if file.exists() else {"config": about}
         name = os.environ.get("WANDB_NAME", Path(config.output).name)
         self._run = wandb.init(id=_remembered(file, _new_id), resume="allow", dir=str(folder), name=name, **new)
+        if self._run.offline and not new:
+            self._run.config.update(about, allow_val_change=True)
         self.newest = int(self._run.summary.get(NEWEST) or 0)
 
     def write(self, step: int, values: Values) -> None:
@@ -185,7 +192,8 @@ def values_of(row: Mapping[str, Any]) -> dict[str, float]:
         seconds = max(row["seconds"], 1e-9)
         values = {
             **{key: row[key] for key in ("loss", "grad_norm", "epoch")},
-            **{f"lr/{label}": rate for label, rate in row["lr"].items()},
+            # MLflow may keep a curve as a file, and then no other can lie below its name.
+            **{f"lr/{label.replace('/', '.')}": rate for label, rate in row["lr"].items()},
             "tokens_per_second": row["tokens"] / seconds,
             "waiting_for_data": row["data_seconds"] / seconds,
         }

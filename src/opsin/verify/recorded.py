@@ -28,6 +28,7 @@ from opsin.verify.cases import (
     cut,
     encoded,
     llava_pictures,
+    one_tile,
     read_blip2,
     read_internvl,
     read_llava,
@@ -106,6 +107,7 @@ def _llava(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
         yield "rows", Pair(as_array(filled), outputs["image_features"], **case.allowed("features"))
     valid = outputs.get("expanded_attention_mask", inputs["attention_mask"]).astype(bool)
     yield from _logits(case, vlm, samples, _masked(outputs, valid))
+    yield from _loss(case, vlm, samples, outputs)
     for row, sample in enumerate(samples):
         if f"greedy_ids.{row}" in outputs:  # generate on embeddings puts a BOS in front
             yield _greedy(vlm, sample, outputs[f"greedy_ids.{row}"][1:])
@@ -141,6 +143,7 @@ def _blip2(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
     is_seq2seq = isinstance(vlm.decoder, Seq2Seq)
     valid = inputs["labels"] != -100 if is_seq2seq else inputs["attention_mask"].astype(bool)
     yield from _logits(case, vlm, samples, _masked(outputs, valid))
+    yield from _loss(case, vlm, samples, outputs)
     for key in (key for key in inputs if key.startswith("pixel_values_")):
         others = read_blip2(vlm.config, case, inputs | {"pixel_values": inputs[key]})
         recorded = outputs.get(f"logits_{key.removeprefix('pixel_values_')}_interp")
@@ -166,6 +169,7 @@ def _qwen2_vl(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
             rows = vlm.rows(patches, torch.from_numpy(np.concatenate([image.grids for image in shown])))
             yield "rows", Pair(as_array(rows), outputs[key], **case.allowed("features"))
     yield from _logits(case, vlm, samples, _masked(outputs, valid))
+    yield from _loss(case, vlm, samples, outputs)
     if "greedy_ids" in outputs:
         for sample, answer in zip(samples, outputs["greedy_ids"], strict=True):
             yield _greedy(vlm, sample, answer)
@@ -191,6 +195,7 @@ def _qwen_vl(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
         yield "logits", Pair(as_array(ours), outputs["logits"][row][real], **case.allowed("logits"))
         if "greedy_ids" in outputs:
             yield _greedy(vlm, sample, outputs["greedy_ids"][row])
+    yield from _loss(case, vlm, samples, outputs)
 
 
 def _internvl(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
@@ -208,6 +213,7 @@ def _internvl(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
         samples = read_internvl(model.config, case, given)
         valid = given.get("attention_mask", np.ones_like(given["input_ids"])).astype(bool)
         yield from _logits(case, model, samples, _masked(recorded, valid))
+        yield from _loss(case, model, samples, recorded)
         if "generated_ids" in recorded and not _kept_going(case):
             for sample, row in zip(samples, recorded["generated_ids"], strict=True):
                 yield _greedy(model, sample, row, run.get("eos_token_id"))
@@ -263,9 +269,32 @@ def _qwen2_vl_tower(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pa
     yield "rows", Pair(as_array(rows), outputs["merged"], **case.allowed("features"))
 
 
+def _qwen_vl_tower(case: Case, vlm: VLM, inputs: Arrays, outputs: Arrays) -> Pairs:
+    ready = [one_tile(vlm.config, image.astype(np.float32)) for image in inputs["images"]]
+    patches = torch.from_numpy(np.concatenate([image.patches for image in ready]))
+    grids = torch.from_numpy(np.concatenate([image.grids for image in ready]))
+    seen = vlm.vision(patches, grids).unflatten(0, (len(ready), -1))
+    last = outputs["tower_last_rows"]
+    yield "features", Pair(as_array(seen[:, -last.shape[1] :]), last, **case.allowed("features"))
+    rows = vlm.rows(patches, grids).unflatten(0, (len(ready), -1))
+    yield "rows", Pair(as_array(rows), outputs["features"], **case.allowed("features"))
+
+
 def _published(case: Case) -> VLM:
     """A whole model in a published layout."""
     return weights.load(case.folder, dtype="float32").vlm
+
+
+def _qwen_vl_tower_model(case: Case) -> VLM:
+    """Tower and resampler are the case's, the rest is random and as small as may be."""
+    hub = case.json("config.json")
+    width = hub["visual"]["output_dim"]
+    small = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 1, "kv_channels": width}
+    whole = {"model_type": "qwen", "vocab_size": 512, "intermediate_size": 8, **small, **hub}
+    vlm = weights.build(family("qwen_vl").from_hub(whole), seed=0).eval()
+    weights.load_part(vlm, "vision", case.folder)
+    weights.load_part(vlm, "connector", case.folder)
+    return vlm
 
 
 def _qwen2_vl_tower_model(case: Case) -> VLM:
@@ -313,6 +342,7 @@ KINDS = {
     ("llava", "model"): Kind(_llava),
     ("blip2", "model"): Kind(_blip2),
     ("qwen_vl", "model"): Kind(_qwen_vl),
+    ("qwen_vl", "vision_features"): Kind(_qwen_vl_tower, _qwen_vl_tower_model),
     ("qwen2_vl", "model"): Kind(_qwen2_vl),
     ("qwen2_vl", "vision_features"): Kind(_qwen2_vl_tower, _qwen2_vl_tower_model),
     ("internvl", "model"): Kind(_internvl_model, _internvl_own),
@@ -343,6 +373,24 @@ def _logits(case: Case, vlm: VLM, samples: Sequence[Encoded], recorded: Sequence
         stop = sample.num_tokens - bool(sample.encoder_length)
         ours = vlm.logits(hidden[row, sample.encoder_length : stop])
         yield "logits", Pair(as_array(ours), wanted, **case.allowed("logits"))
+
+
+def _loss(case: Case, vlm: VLM, samples: Sequence[Encoded], outputs: Arrays) -> Pairs:
+    """Mean over all taught tokens of the batch. Rotations that grow at inference only do not; nothing is dropped."""
+    if "loss" not in outputs:
+        return
+    batch = pad(samples)
+    places, targets = batch.targets()
+    vlm.training = True  # of the model itself, which decides about rotations; its parts stay as they are
+    try:
+        logits = vlm.logits(vlm.hidden(batch, wanted=places))
+    finally:
+        vlm.training = False
+    table = case.data.get("tolerances", case.data.get("tolerance"))
+    has_own = not isinstance(table, dict) or "logits_atol" not in table or "loss_atol" in table
+    allowed = case.allowed("loss" if has_own else "logits")
+    loss = torch.nn.functional.cross_entropy(logits.float(), targets)
+    yield "loss", Pair(as_array(loss).reshape(1), outputs["loss"].reshape(1), **allowed)
 
 
 def _greedy(vlm: VLM, sample: Encoded, recorded: Iterable[Any], eos: int | None = None) -> tuple[str, Pair]:

@@ -1,6 +1,5 @@
 """Both climbs, and their comparison."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,14 +9,13 @@ import torch
 
 from opsin import weights
 from opsin.errors import ConfigError
-from opsin.families import family
+from opsin.families import MIX, family
 from opsin.media.image import ImageSource, open_image
-from opsin.spec.connector import LinearConnector, MLPConnector
 from opsin.text.tokenizer import load_tokenizer
 from opsin.verify import ours, theirs
 from opsin.verify.rungs import Ladder, compare
 from opsin.weights import Model
-from opsin.weights.exporter import remade, with_image_token
+from opsin.weights.exporter import with_image_token
 
 SHARPEN = 4.0
 """Random matrices are multiplied by it: as drawn, attention is nearly even, and a wrong rotation would hardly show."""
@@ -49,7 +47,14 @@ def verify(
     """
     theirs.load_transformers()  # before anything large is loaded
     model = weights.load(name, dtype=question.dtype, tokenizer=tokenizer)
-    own = weights.resolve(str(name)) if model.layout.startswith("hf") else None
+    if model.family is MIX and against is None:
+        raise ConfigError(
+            f"transformers cannot hold {model.name}, so there is nothing to compare it with: it is a mix of parts "
+            f"(connector {model.config.connector.kind}, resolution {model.config.resolution.kind}) that no published "
+            "family has. `opsin verify --tiny FAMILY` compares the parts as a family puts them together, "
+            "`opsin verify --case FOLDER` with recorded outputs"
+        )
+    own = weights.resolve(name) if model.layout.startswith("hf") else None
     if reference := against or own:
         return _compare(model, reference, question)
     with TemporaryDirectory() as folder:
@@ -71,11 +76,11 @@ def verify_tiny(
         own = write_tiny(name, Path(folder) / "hf", num_ids=load_tokenizer(tokenizer).vocab_size if tokenizer else 0)
         loaded = weights.load(own, dtype=question.dtype, tokenizer=tokenizer)
         loaded.name = preset.id
-        return _compare(loaded, Path(folder) / "hf", question)
+        return _compare(loaded, own, question)
 
 
 def write_tiny(name: str, folder: Path, *, num_ids: int = 0) -> Path:
-    """A family's tiny preset with sharp random weights, in the layout of transformers. Returns the folder for opsin.
+    """A family's tiny preset with sharp random weights, in the layout of transformers. Returns the folder.
 
     num_ids: ids of the tokenizer; where they are more than the preset has, marks of pictures go behind them.
     """
@@ -91,12 +96,8 @@ def write_tiny(name: str, folder: Path, *, num_ids: int = 0) -> Path:
         for parameter in vlm.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(SHARPEN)
-    model = write_for_transformers(Model(vlm, config, preset.id), folder)
-    if not isinstance(config.connector, LinearConnector):
-        return folder
-    own = folder.with_name(f"{folder.name}-native")
-    weights.save_native(own, model.vlm, model.config)
-    return own
+    write_for_transformers(Model(vlm, config, preset.id), folder)
+    return folder
 
 
 def write_for_transformers(model: Model, folder: Path) -> Model:
@@ -106,29 +107,14 @@ def write_for_transformers(model: Model, folder: Path) -> Model:
     """
     if model.config.image_token_id is None:
         model = with_image_token(model)
-    twin = _twin(model) if isinstance(model.config.connector, LinearConnector) else model
     try:
-        weights.export(folder, twin, layout="hf")
+        weights.export(folder, model, layout="hf")
     except ConfigError as error:
         raise ConfigError(
             f"transformers cannot hold {model.name}, so there is nothing to compare it with ({error}). Recorded "
             "outputs of its authors' code can verify it: opsin verify --case FOLDER"
         ) from None
-    if twin is not model:
-        file = folder / "config.json"
-        hub = json.loads(file.read_text(encoding="utf-8")) | {"projector_hidden_act": "linear"}
-        file.write_text(json.dumps(hub), encoding="utf-8")
     return model
-
-
-def _twin(model: Model) -> Model:
-    """A model with a connector of one layer, for transformers, whose connector has two: its second does nothing."""
-    weight = model.vlm.state_dict()["connector.layers.0.weight"]
-    state = model.vlm.state_dict() | {
-        "connector.layers.1.weight": torch.eye(len(weight), dtype=weight.dtype),
-        "connector.layers.1.bias": weight.new_zeros(len(weight)),
-    }
-    return remade(model, model.config.replace(connector=MLPConnector()), state)
 
 
 def _compare(model: Model, folder: Path, question: Question, *, notes: tuple[str, ...] = ()) -> Ladder:

@@ -29,6 +29,9 @@ RUNGS: dict[str, str] = {
 }
 """Every rung, in order, and what usually causes the first difference there."""
 
+LOSS = {"loss": "which tokens are taught, or over what their mean is taken"}
+"""A rung behind the logits that only recorded cases have, where they recorded one."""
+
 HALVES = "; in half precision also plain rounding: run it again with --dtype float32"
 
 TOLERANCES = {"float64": 1e-9, "float32": 2e-5, "float16": 1e-2, "bfloat16": 5e-2}
@@ -99,7 +102,8 @@ class Ladder:
             )
         half = HALVES if self.dtype in ("float16", "bfloat16") else ""
         return (
-            f"The first rung that differs is {first.rung}. Likely cause: {RUNGS[first.rung]}{half}{self.not_compared}."
+            f"The first rung that differs is {first.rung}. Likely cause: {(RUNGS | LOSS)[first.rung]}{half}"
+            f"{self.not_compared}."
         )
 
 
@@ -132,7 +136,10 @@ def compare(ours: Trace, theirs: Trace, *, dtype: str) -> list[Step]:
 
 
 def compare_recorded(pairs: Iterable[tuple[str, Pair]], missing: Mapping[str, str]) -> list[Step]:
-    """Compare by rung; several pairs of a rung count as one. missing: why a rung may have none."""
+    """Compare by rung; several pairs of a rung count as one. missing: why a rung may have none.
+
+    A loss is compared where there is one.
+    """
     by_rung: dict[str, list[Pair]] = {}
     for rung, pair in pairs:
         by_rung.setdefault(rung, []).append(pair)
@@ -140,7 +147,8 @@ def compare_recorded(pairs: Iterable[tuple[str, Pair]], missing: Mapping[str, st
         _compare(rung, by_rung[rung])
         if rung in by_rung
         else Step(rung, "skipped", note=missing.get(rung, "not recorded"))
-        for rung in RUNGS
+        for each in RUNGS
+        for rung in ((each, *LOSS) if each == "logits" and LOSS.keys() & by_rung else (each,))
     ]
 
 

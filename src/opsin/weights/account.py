@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from opsin.errors import WeightError
-from opsin.spec.rules import Layout
+from opsin.spec.rules import Constant, Layout
 from opsin.weights.files import Checkpoint, Entry
 from opsin.weights.rules import Match, Renamer, Shape
 
@@ -28,6 +28,8 @@ class Account:
     """Kind -> one line per tensor."""
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     """Our names and shapes."""
+    constants: dict[str, tuple[Constant, Entry]] = field(default_factory=dict)
+    """Name in the checkpoint -> what it has to hold and where it is, for tensors that the model has not."""
     filled: dict[str, float] = field(default_factory=dict)
     """Our name -> the only value of a tensor that the layout does not store."""
     absent: tuple[str, ...] = ()
@@ -52,7 +54,15 @@ def account(checkpoint: Checkpoint, layout: Layout, expected: Mapping[str, Shape
     wanted = {name: shape for name, shape in expected.items() if name.startswith(part)}
     renamer, result = Renamer(layout), Account(layout, shapes=wanted)
     theirs = {match.source: name for name in wanted if (match := renamer.from_target(name)) is not None}
+    due = {name: each for name, each in renamer.constants.items() if each.beside in wanted}
     for name, entry in checkpoint.entries.items():
+        if name in renamer.constants:
+            if (same := due.pop(name, None)) is None:
+                continue
+            result.constants[name] = (same, entry)
+            if entry.shape != same.shape:
+                result.add("mis-shaped", f"{name}   is {_sides(entry.shape)}, the config asks for {_sides(same.shape)}")
+            continue
         matches = renamer.from_source(name)
         if not matches or any(match.target not in expected for match in matches):
             in_part = not part or any(match.target.startswith(part) for match in matches)
@@ -87,6 +97,8 @@ def account(checkpoint: Checkpoint, layout: Layout, expected: Mapping[str, Shape
         if not name.startswith(result.absent or ("\0",)):
             source = renamer.from_target(name)
             result.add("missing", f"{name}{f' <- {source.source}' if source else ''}")
+    for name in due:
+        result.add("missing", name)
     return result
 
 

@@ -39,7 +39,7 @@ def load_adapted(located: Located, base: str, **options: Any) -> Model:
 
 def load_adapter(model: Model, name: str | Path) -> Adapter:
     """Put the adapter of a folder or repository beside the weights of a model, in place; `nn.lora.merge` adds it."""
-    return _attach(model, locate(str(name)))
+    return _attach(model, locate(name))
 
 
 def merge_adapter(model: Model, located: Located, *, missing: Collection[str] = ()) -> Model:

@@ -31,7 +31,7 @@ from opsin.spec.rules import Layout
 from opsin.weights.config import ADAPTER, read_json
 from opsin.weights.files import pickles_refused
 from opsin.weights.init import on_meta
-from opsin.weights.rules import Renamer, identity, piece_of
+from opsin.weights.rules import Renamer, constant, identity, piece_of
 
 TENSORS, OTHERS = "adapter_model", "non_lora_trainables"
 PREFIX = "base_model.model."
@@ -101,6 +101,10 @@ def read_adapter(folder: Path, vlm: VLM, layouts: Iterable[Layout], *, label: st
             factors |= {m.target.removesuffix(".weight"): Factors(a, piece_of(b, m), scale) for m in matches}
     whole: dict[str, Tensor] = {}
     for name in plain:
+        if (rule := renamer.constants.get(name)) is not None:
+            if not torch.equal(stored[name], constant(rule, stored[name].dtype)):
+                problems.append(f"{name}   holds other numbers than a model like this can have there ({rule.reason})")
+            continue
         matches = renamer.from_source(name)
         if not matches or any(match.target not in shapes for match in matches):
             problems.append(f"{name}   is unknown to the model{_near(name, renamer, shapes)}")

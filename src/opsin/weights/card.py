@@ -14,10 +14,12 @@ from typing import Any
 import yaml
 
 from opsin.errors import WeightError
+from opsin.spec.connector import LinearConnector
 from opsin.spec.recipe import BEST, RANDOM, PartSources, RunConfig, Stage
 from opsin.weights.config import ADAPTER, NATIVE, read_yaml
 from opsin.weights.hub import REPOSITORY
 from opsin.weights.loader import Model
+from opsin.weights.shipped import folder_of
 
 SMOOTH = 20
 """Steps that the first and the last loss of a card are means of."""
@@ -38,7 +40,7 @@ def find_model(name: str) -> tuple[str, Trained | None]:
 
     Raises WeightError for a run that has not finished.
     """
-    folder = Path(name).expanduser()
+    folder = folder_of(name)
     if (folder / "run.yaml").is_file() and not (folder / NATIVE).is_file():
         config = _read_run(folder)
         last = config.stages[-1].name
@@ -89,7 +91,13 @@ def write_card(model: Model, title: str, layout: str, trained: Trained | None) -
         f"{model.family.title} ({model.family.paper}), {size:,} parameters, written by opsin {version('opsin')} in "
         f"layout `{layout}`.",
         "\n\n".join(_training(trained)) if trained else "How it was trained is not known to the program that wrote it.",
-        "## Use\n\n" + _use(title, layout, has_tokenizer=model.has_tokenizer),
+        "## Use\n\n"
+        + _use(
+            title,
+            layout,
+            has_tokenizer=model.has_tokenizer,
+            one_layer=isinstance(model.config.connector, LinearConnector),
+        ),
         "## Licence\n\nNot chosen yet: add `license:` to the head of this file before you publish. The weights are "
         "bound by the terms of the models they started from"
         + (f" ({', '.join(_sources(trained))})" if _sources(trained) else "")
@@ -135,11 +143,13 @@ def _training(trained: Trained) -> Iterator[str]:
         cells.append(f"{sum(row['seconds'] for row in mine) / 3600:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     yield "\n".join(lines)
-    evaluated = {row["stage"]: row for row in rows if "evaluation" in row}
     for stage in trained.stages:
-        if row := evaluated.get(stage.name):
+        ends_with_best = stage.evaluate is not None and stage.evaluate.finish == "best"
+        mine = [row for row in rows if "evaluation" in row and row["stage"] == stage.name]
+        if row := next((row for row in reversed(mine) if row["best"] or not ends_with_best), None):
+            which = "Best evaluation of {}, which it ended with," if ends_with_best else "Last evaluation of {},"
             told = ", ".join(f"{metric} {value:.4g}" for metric, value in row["evaluation"].items())
-            yield f"Last evaluation of {stage.name}, after step {row['step']}: {told} ({row['samples']} samples)."
+            yield f"{which.format(stage.name)} after step {row['step']}: {told} ({row['samples']} samples)."
     yield (
         f"Arithmetic {config.precision}, seed {config.seed}. Losses are means per taught token over the first and the "
         f"last {SMOOTH} steps, on the training data."
@@ -170,7 +180,7 @@ def _log(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _use(title: str, layout: str, *, has_tokenizer: bool) -> str:
+def _use(title: str, layout: str, *, has_tokenizer: bool, one_layer: bool) -> str:
     parts = [f"With opsin:\n\n```\nopsin chat {title} --image photo.jpg\n```"]
     if layout == "original":
         return parts[0] + "\n\nThe files are in the layout of the model's authors, for their code."
@@ -188,6 +198,12 @@ def _use(title: str, layout: str, *, has_tokenizer: bool) -> str:
         "new = model.generate(**inputs, do_sample=False, max_new_tokens=64)[0, inputs.input_ids.shape[1] :]\n"
         "print(processor.decode(new, skip_special_tokens=True))\n```"
     )
+    if one_layer:
+        parts.append(
+            "vLLM does not serve it: its list of activations has no `linear`, which stands between the one layer of "
+            "this model's connector and a second one that does nothing."
+        )
+        return "\n\n".join(parts)
     parts.append(
         f"Served, with the interface of OpenAI (not tried by the program that wrote this):\n\n```\nvllm serve {title}\n"
         f"python -m sglang.launch_server --model-path {title}\n```"

@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 
 from opsin.errors import ConfigError, OpsinError, WeightError
-from opsin.families import HubConfig, family_for_hub, mix, preset
+from opsin.families import HubConfig, family_for_hub, mix, preset, preset_of_hub
 from opsin.spec.model import VLMConfig
 from opsin.weights.hub import Located, is_preset, locate
+from opsin.weights.shipped import is_here, is_shipped
 
 NATIVE = "opsin.json"
 """Marks a folder whose weights carry our names, and holds the config."""
@@ -20,18 +21,32 @@ FORMAT = 1
 
 
 def describe(name: str, *, revision: str | None = None) -> VLMConfig:
-    """The config of a preset, a folder, a repository, or a YAML file that mixes parts (`families.mix`).
+    """The config of a preset, the shipped model, a folder, a repository, or a YAML file of parts (`families.mix`).
 
     Nothing is downloaded for a preset; no weights are read.
     """
     if name.endswith((".yaml", ".yml")):
-        return mix(read_yaml(Path(name).expanduser(), "a model: it should hold vision, connector, ..."), where=name)
+        return mix(
+            read_yaml(Path(name).expanduser(), "a model: it should hold vision, connector, ..."),
+            where=name,
+            config_of=_part_source,
+        )
     if is_preset(name):
         return preset(name).config
     located = locate(name, revision=revision)
     while not (located.folder / "config.json").is_file() and (base := adapter_base(located)) is not None:
         located = locate(base)
     return read_config(located)[0]
+
+
+def describe_here(name: str) -> VLMConfig:
+    """The same without a network: a preset, a repository that holds one, or what `is_here`."""
+    return describe(name) if is_here(name) else (preset_of_hub(name) or preset(name)).config
+
+
+def _part_source(name: str) -> VLMConfig:
+    """What a mix takes a part from."""
+    return describe(name) if is_shipped(name) else preset(name).config
 
 
 def adapter_base(located: Located) -> str | None:

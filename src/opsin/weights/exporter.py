@@ -35,7 +35,7 @@ from opsin.weights.files import INDEX, SINGLE, read_headers
 from opsin.weights.hub import Located
 from opsin.weights.init import on_meta
 from opsin.weights.loader import Model, assign, read_tensors
-from opsin.weights.rules import Renamer
+from opsin.weights.rules import Renamer, constant
 
 SHARD_BYTES = 5_000_000_000
 """Largest weight file of an export, the custom of the hub."""
@@ -251,6 +251,9 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
         else:
             shape = match.rule.source_shape if isinstance(match.rule, Reshape) else tuple(tensor.shape)
             renamed[match.source] = tensor.detach().reshape(shape)
+    for name, rule in renamer.constants.items():
+        if rule.beside in state:
+            renamed[name] = constant(rule, state[rule.beside].dtype)
     return renamed
 
 

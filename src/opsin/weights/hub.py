@@ -1,4 +1,4 @@
-"""Names of models to folders: a local folder, a preset's id, or a repository of the Hugging Face hub."""
+"""Names of models to folders: the shipped model, a local folder, a preset's id, or a repository of the hub."""
 
 import os
 import re
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from opsin.errors import OpsinError, UnknownNameError, WeightError, nearest
-from opsin.families import Preset, all_presets, preset, preset_of_hub
+from opsin.families import SHIPPED, Preset, all_presets, preset, preset_of_hub
+from opsin.weights.shipped import is_shipped, shipped_folder
 
 PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 """What is downloaded. No pickles, no Python: nothing in a repository is ever run."""
@@ -23,12 +24,12 @@ class Located:
 
     folder: Path
     label: str
-    """What to call it in messages: the path, or repository@commit."""
+    """What to call it in messages: the path, repository@commit, or the shipped model's name."""
     preset: Preset | None = None
     """The preset whose weights these are, where that is known."""
 
 
-def resolve(name: str, *, revision: str | None = None) -> Path:
+def resolve(name: str | Path, *, revision: str | None = None) -> Path:
     """The folder that holds a model's files, downloaded if need be."""
     return locate(name, revision=revision).folder
 
@@ -38,14 +39,19 @@ def is_preset(name: str) -> bool:
     return not Path(name).expanduser().exists() and any(each.id == name for each in all_presets())
 
 
-def locate(name: str, *, revision: str | None = None) -> Located:
-    """Find a model: a folder of that path first, then a preset, then a repository.
+def locate(name: str | Path, *, revision: str | None = None) -> Located:
+    """Find a model: the shipped one by its name, then a folder of that path, then a preset, then a repository.
+
+    A `Path` is always a path, and never the shipped model.
 
     Raises UnknownNameError with the nearest presets, or WeightError when the repository cannot be had.
     """
+    if is_shipped(name):
+        return Located(shipped_folder(), SHIPPED)
     path = Path(name).expanduser()
     if path.exists():
         return Located(path, str(path))
+    name = str(name)
     if name.startswith((".", "~", os.sep)) or (name.count("/") > 1 and "@" not in name):
         raise WeightError(f"there is no folder {name!r} (working directory: {Path.cwd()})")
     if REPOSITORY.fullmatch(name):
@@ -54,10 +60,10 @@ def locate(name: str, *, revision: str | None = None) -> Located:
     try:
         found = preset(name)
     except UnknownNameError:
-        ids = [each.id for each in all_presets()]
+        ids = [SHIPPED, *(each.id for each in all_presets())]
         raise UnknownNameError(
             f"no model {name!r}{nearest(name, ids)}. Give a folder, a repository such as llava-hf/llava-1.5-7b-hf, or "
-            f"one of the presets: {', '.join(ids)}"
+            f"one of these: {', '.join(ids)}"
         ) from None
     if not found.hub:
         access = found.access or "It is a size for tests without weights; opsin.weights.build draws random ones"

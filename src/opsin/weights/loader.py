@@ -23,7 +23,7 @@ from opsin.families import Family, chat, family_of
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.spec.qformer import QFormerConfig
-from opsin.spec.rules import Layout
+from opsin.spec.rules import Constant, Layout
 from opsin.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from opsin.weights.account import Account, account, choose_layout, raise_problems
 from opsin.weights.config import adapter_base, read_config, read_json
@@ -31,7 +31,7 @@ from opsin.weights.files import Entry, read_headers
 from opsin.weights.grow import as_stored, put
 from opsin.weights.hub import locate
 from opsin.weights.init import on_meta
-from opsin.weights.rules import identity, piece_of
+from opsin.weights.rules import constant, identity, piece_of
 
 Part = Literal["vision", "connector", "newline", "decoder"]
 PARTS = {"vision.": "vision tower", "decoder.": "language model"}
@@ -108,7 +108,8 @@ def load(
 ) -> Model:
     """Load a model in eval mode.
 
-    name: a folder, a preset's id or a hub repository; one with an adapter gives its base model with the adapter merged.
+    name: a folder, opsin-mini, a preset's id or a hub repository; one with an adapter gives its base model with the
+    adapter merged.
     dtype: what to convert to; None or "auto" keeps the checkpoint's.
     tower, language: folder or repository of the vision tower and of the language model, for checkpoints without one; by
     default the one that their config names.
@@ -117,7 +118,7 @@ def load(
     unmapped: dtypes whose tensors get memory of their own on the CPU, in place of a view of the file: for callers who
     will rearrange them.
     """
-    located = locate(str(name), revision=revision)
+    located = locate(name, revision=revision)
     if (base := adapter_base(located)) is not None:
         from opsin.weights.adapted import load_adapted  # which loads the base model with this function
 
@@ -242,10 +243,26 @@ def read_tensors(
                     state[name] = piece_of(tensor, match).to(device=device, dtype=dtype or tensor.dtype)
         except (SafetensorError, OSError) as error:
             raise WeightError(f"{file}: cannot be read ({error})") from None
+    for name, (rule, entry) in found.constants.items():
+        _check_constant(name, rule, entry)
     for name, value in found.filled.items():
         kept = dtype or main_dtype(found)
         state[name] = torch.full(found.shapes[name], value, dtype=kept, device=device)
     return state
+
+
+def _check_constant(name: str, rule: Constant, entry: Entry) -> None:
+    """Whether a tensor that the model has not changes nothing. Raises WeightError."""
+    try:
+        with safe_open(entry.file, framework="pt") as mapped:
+            tensor = mapped.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise WeightError(f"{entry.file}: cannot be read ({error})") from None
+    if not torch.equal(tensor, constant(rule, tensor.dtype)):
+        value = {"identity": "the identity", "zeros": "all zeros"}[rule.value]
+        raise WeightError(
+            f"{entry.file}: {name} is not {value}, which is all that this model can have there ({rule.reason})"
+        )
 
 
 def _read(stream: BinaryIO, entry: Entry) -> Tensor:
@@ -277,7 +294,7 @@ def account_part(
             f"{wanted_by} holds no {PARTS[prefix]}, and its config names none that is known. Name a folder or "
             f"repository that has it ({option}=)"
         )
-    located = locate(str(source))
+    located = locate(source)
     try:
         checkpoint = read_headers(located.folder, located.label)
     except WeightError as error:

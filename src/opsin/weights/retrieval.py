@@ -12,7 +12,7 @@ from opsin.nn.retriever import Retriever
 from opsin.spec.qformer import RetrieverConfig
 from opsin.text.tokenizer import Tokenizer, load_tokenizer
 from opsin.weights.account import account, choose_layout, raise_problems
-from opsin.weights.config import read_json
+from opsin.weights.config import NATIVE, read_json
 from opsin.weights.exporter import (
     ExportReport,
     changed_settings,
@@ -27,6 +27,7 @@ from opsin.weights.hub import Located, locate
 from opsin.weights.init import initialise
 from opsin.weights.loader import PARTS, account_part, assign, main_dtype, named_dtype, read_tensors, take
 from opsin.weights.rules import Renamer
+from opsin.weights.shipped import is_here
 
 
 @dataclass
@@ -91,7 +92,7 @@ def load_retriever(
     checkpoint's. tower: folder, file or repository of the vision tower, for checkpoints of LAVIS, which lack it.
     tokenizer: folder of the tokenizer, where it is not beside the weights.
     """
-    located = _locate(str(name), revision)
+    located = _locate(name, revision)
     config, hub, family = read_folder(located)
     retriever = on_meta(config)
     shapes = {key: tuple(value.shape) for key, value in retriever.state_dict().items()}
@@ -135,7 +136,7 @@ def load_retriever_part(retriever: Retriever, part: str, source: str | Path) -> 
         label, found = account_part(source, "vision.", layouts, shapes, str(source), fit=True)
         take(retriever, {label: found})
         return
-    located = locate(str(source))
+    located = locate(source)
     checkpoint = read_headers(located.folder, located.label)
     layout = choose_layout((*family.layouts(config), *family.text_layouts), checkpoint)
     is_text = layout in family.text_layouts
@@ -181,13 +182,18 @@ def export_retriever(
 
 def describe_retriever(name: str) -> RetrieverConfig:
     """The config of a model that compares: a folder, a repository, or a published id. No weights are read."""
-    if Path(name).expanduser().exists() or "/" in name:
+    if is_here(name) or "/" in name:
         return read_folder(locate(name))[0]
     return retriever_preset(name).config
 
 
 def read_folder(located: Located) -> tuple[RetrieverConfig, HubConfig, Retrieval]:
     """The config of a folder in a published layout, its config.json, and what reads it."""
+    if (located.folder / NATIVE).is_file():
+        raise WeightError(
+            f"{located.label} answers questions about pictures and was not trained to compare them with texts: ask it "
+            "with `opsin chat`, and compare with a model such as blip2-itm-vit-g"
+        )
     hub = read_json(located.folder / "config.json")
     if hub is None:
         raise WeightError(f"{located.label} has no config.json: it is not a model's folder")
@@ -201,9 +207,9 @@ def read_folder(located: Located) -> tuple[RetrieverConfig, HubConfig, Retrieval
         raise type(error)(f"{located.label}: {error}") from None
 
 
-def _locate(name: str, revision: str | None) -> Located:
+def _locate(name: str | Path, revision: str | None) -> Located:
     """A folder or repository; the id of a published model leads to its repository."""
-    if not Path(name).expanduser().exists() and "/" not in name:
+    if isinstance(name, str) and not is_here(name) and "/" not in name:
         known = retriever_preset(name)  # names the nearest ids where there is none
         if not known.hub:
             raise WeightError(f"{name!r} cannot be downloaded. {known.access}")

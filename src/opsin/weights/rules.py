@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from opsin.spec.rules import Drop, Fill, Layout, Rename, Reshape, Split, targets_of
+from opsin.spec.rules import Constant, Drop, Fill, Layout, Rename, Reshape, Split, targets_of
 
 NUMBER = re.compile(r"(?<=\.)(?:0|[1-9]\d*)(?=\.|$)")
 """A layer number: one dotted component of digits, as Python prints integers."""
@@ -40,11 +41,13 @@ class Renamer:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        kept = [rule for rule in layout.rules if not isinstance(rule, Drop | Fill)]
+        kept = [rule for rule in layout.rules if not isinstance(rule, Drop | Fill | Constant)]
         self._by_source = {rule.source: rule for rule in kept}
         self._by_target = {target: (rule, piece) for rule in kept for piece, target in enumerate(targets_of(rule))}
         self._filled = {rule.target: rule for rule in layout.rules if isinstance(rule, Fill)}
         self._dropped = {rule.source for rule in layout.rules if isinstance(rule, Drop)}
+        self.constants = {rule.source: rule for rule in layout.rules if isinstance(rule, Constant)}
+        """What a checkpoint holds beside the model's tensors, by name."""
 
     def from_source(self, name: str) -> tuple[Match, ...]:
         """The matches of a checkpoint's tensor, several where it is split; none where no rule knows it."""
@@ -86,6 +89,11 @@ def piece_of(tensor: Tensor, match: Match) -> Tensor:
             return grouped.narrow(1, sum(rule.rows[:piece]), rule.rows[piece]).flatten(0, 1)
         case _:
             return tensor
+
+
+def constant(rule: Constant, dtype: torch.dtype) -> Tensor:
+    """The numbers of a tensor that are always the same."""
+    return torch.eye(*rule.shape, dtype=dtype) if rule.value == "identity" else torch.zeros(rule.shape, dtype=dtype)
 
 
 def identity(names: Iterable[str]) -> Layout:
