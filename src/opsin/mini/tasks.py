@@ -6,7 +6,7 @@ A sample is one or two pictures, or a clip, with questions of several tasks and 
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from opsin.demo.scene import COLORS, COLUMNS, HELDOUT_PAIRS, ROWS, SHAPES, Scene, Split, Thing
@@ -43,12 +43,14 @@ class Sample:
     questions: tuple[Question, ...] = field(default=())
 
 
-def sample(seed: int, index: int, split: Split, *, num_questions: int = 8) -> Sample:
-    """Sample `index` of a split: a pure function of its arguments."""
+def sample(
+    seed: int, index: int, split: Split, *, num_questions: int = 8, weights: Mapping[str, float] | None = None
+) -> Sample:
+    """Sample `index` of a split: a pure function of its arguments. weights: of some tasks, in place of their own."""
     rng = random.Random(f"mini/{seed}/{split}/{index}")
     while True:
         shown = _show(rng, split)
-        if questions := ask(shown, rng, split, num_questions=num_questions):
+        if questions := ask(shown, rng, split, num_questions=num_questions, weights=weights or {}):
             return replace(shown, questions=questions)
 
 
@@ -65,7 +67,9 @@ def _show(rng: random.Random, split: Split) -> Sample:
     return Sample(clip=clip(rng, split))
 
 
-def ask(shown: Sample, rng: random.Random, split: Split, *, num_questions: int) -> tuple[Question, ...]:
+def ask(
+    shown: Sample, rng: random.Random, split: Split, *, num_questions: int, weights: Mapping[str, float]
+) -> tuple[Question, ...]:
     """Questions of as many tasks as the sample allows; of those with a larger weight more often, up to four of each."""
     found: list[tuple[float, Question]] = []
     seen: set[str] = set()
@@ -75,7 +79,7 @@ def ask(shown: Sample, rng: random.Random, split: Split, *, num_questions: int) 
             for target, answer, box in maker(shown, rng, split):
                 text = rng.choice(phrasings).format(**target)
                 # Drawn without replacement, in proportion to the weights (Efraimidis and Spirakis, 2006).
-                rank = rng.random() ** (1 / weight) / (1 + round_)
+                rank = rng.random() ** (1 / weights.get(task, weight)) / (1 + round_)
                 if (key := f"{task} {target}") not in seen:
                     seen.add(key)
                     found.append((rank, Question(task, text, answer, box)))
