@@ -15,7 +15,7 @@ from opsin.encode import Encoder
 from opsin.generate import Chat
 from opsin.media.image import open_image
 from opsin.media.prepare import prepare
-from opsin.mini import connect, language, recipe, tower, words
+from opsin.mini import connect, language, recipe, ship, tower, words
 from opsin.mini.labels import FIELDS, in_blocks, patch_labels
 from opsin.mini.model import CHAT, config
 from opsin.mini.talk import conversation
@@ -41,6 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setattr(part, "measure", lambda *given: {"measured": 1.0}, raising=False)
             part.run(folder, seed=0, settings=few(part.RUN))
         recipe.finetune(folder, seed=0, steps=2)
+        recipe.practise(folder, seed=0, steps=2)
+        ship.ship(folder)
     return folder
 
 
@@ -76,11 +78,15 @@ def test_every_stage_writes_its_part_and_its_log(folder: Path) -> None:
     assert start["vision.patch.weight"].dtype == torch.float32
     torch.testing.assert_close(start["vision.patch.weight"].half(), load_file(folder / tower.FILE)["patch.weight"])
     trained = load_file(folder / "training" / recipe.STAGE / "model.safetensors")
-    assert all(not torch.equal(tensor, start[name]) for name, tensor in trained.items() if tensor.ndim > 1)
+    moved = {name for name, tensor in trained.items() if not torch.equal(tensor, start[name])}
+    assert {name.split(".")[0] for name in moved} == {"connector", "decoder"}
+    shipped = load_file(folder / ship.SHIPPED / "model.safetensors")
+    practised = load_file(folder / "practice" / recipe.PRACTICE / "model.safetensors")
+    assert all(torch.equal(tensor, practised[name].half()) for name, tensor in shipped.items())
 
 
 def test_the_trained_model_reads_pictures_and_clips(folder: Path) -> None:
-    model = load(folder / "training" / recipe.STAGE)
+    model = load(folder / ship.SHIPPED)
     picture = sample(0, 4, "train").pictures[0]
     chat = Chat(model)
     assert isinstance(chat.ask("What do you see?", draw(picture)).text, str)

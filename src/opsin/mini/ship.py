@@ -6,7 +6,7 @@ from typing import Any
 
 from opsin import weights
 from opsin.evaluate.figures import MACRO
-from opsin.mini.recipe import STAGE
+from opsin.mini.recipe import PRACTICE
 
 SHIPPED = "opsin-mini"
 """Folder, in the recipe's, of what the package carries."""
@@ -16,11 +16,11 @@ _BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 def ship(folder: Path) -> Path:
-    """Write the model that fine-tuning left in `folder` to its folder `opsin-mini`, in float16; returns that.
+    """Write the model that the last stage left in `folder` to its folder `opsin-mini`, in float16; returns that.
 
     Ten bits of fraction are enough: nothing here comes near the range of float16, and halves the size.
     """
-    model = weights.load(folder / "training" / STAGE)
+    model = weights.load(folder / "practice" / PRACTICE)
     out = folder / SHIPPED
     weights.save_native(out, model.vlm.half(), model.config, model.tokenizer)
     return out

@@ -395,7 +395,7 @@ def _colours(shown: Sample, rng: random.Random, split: Split) -> Found:
 
     In any order, so that the shape alone tells which thing is meant; things that share theirs are left out.
     """
-    scenes = shown.pictures or (shown.clip.frames[0],) if shown.clip or shown.pictures else ()
+    scenes = shown.clip.frames[:1] if shown.clip else shown.pictures
     things = [thing for scene in scenes for thing in scene.things]
     counts = Counter(thing.shape for thing in things)
     names = [f"{thing.shape} {thing.color}" for thing in things if counts[thing.shape] == 1]
