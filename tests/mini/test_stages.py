@@ -60,9 +60,9 @@ def test_pictures_are_cut_as_the_library_prepares_them() -> None:
 
 def test_labels_stand_for_rows() -> None:
     tokenizer = load_tokenizer(_tokenizer())
-    encoder = Encoder(config(tokenizer), tokenizer)
+    encoder, speller = Encoder(config(tokenizer), tokenizer), language.Speller(tokenizer)
     for index in range(30):  # pictures, pairs of pictures and clips
-        one = language.labelled(0, index, "train", encoder)
+        one = language.labelled(0, index, "train", encoder, speller)
         assert one.codes.shape == (one.encoded.num_image_tokens, 4 * len(FIELDS) + 2)
         shown = sample(0, index, "train", num_questions=language.QUESTIONS)
         painted = encoder.encode(conversation(shown), mode="train")

@@ -15,7 +15,7 @@ from opsin.mini.heldout import heldout
 from opsin.mini.labels import ANCHOR, in_blocks, patch_labels
 from opsin.mini.model import PATCH, RESOLUTION, TOKEN, shown_size
 from opsin.mini.talk import conversation
-from opsin.mini.tasks import TASKS, Question, Sample, box_of, is_right, overlap, sample
+from opsin.mini.tasks import EXERCISES, TASKS, Question, Sample, box_of, is_right, overlap, sample
 from opsin.text.grounding import Box
 
 SAMPLES = [sample(0, index, "train") for index in range(400)]
@@ -31,7 +31,7 @@ def test_a_sample_follows_from_its_number() -> None:
 
 def test_training_asks_every_task_and_shows_no_heldout_combination() -> None:
     asked = Counter(question.task for one in SAMPLES for question in one.questions)
-    assert set(asked) == set(TASKS)
+    assert set(asked) == {*TASKS, *EXERCISES}
     for one in SAMPLES:
         pictures = [*one.pictures, *(one.clip.frames if one.clip else ())]
         assert not HELDOUT_NAMES & {thing.name for scene in pictures for thing in scene.things}
