@@ -11,12 +11,11 @@ from opsin.demo.drawn import draw
 from opsin.demo.labels import ANCHORS
 from opsin.demo.scene import HELDOUT_PAIRS, is_heldout
 from opsin.mini import scenes
-from opsin.mini.heldout import heldout
+from opsin.mini.evaluation import heldout, make, shown
 from opsin.mini.labels import ANCHOR, in_blocks, patch_labels
 from opsin.mini.model import PATCH, RESOLUTION, TOKEN, shown_size
 from opsin.mini.talk import conversation
-from opsin.mini.tasks import EXERCISES, TASKS, Question, Sample, box_of, is_right, overlap, sample
-from opsin.text.grounding import Box
+from opsin.mini.tasks import EXERCISES, TASKS, Sample, box_of, sample
 
 SAMPLES = [sample(0, index, "train") for index in range(400)]
 HELDOUT_NAMES = {f"{color} {shape}" for shape, color in HELDOUT_PAIRS}
@@ -123,26 +122,6 @@ def test_pictures_have_the_size_of_their_scene() -> None:
             assert np.prod(shown_size(scene)) <= RESOLUTION.max_pixels
 
 
-def test_what_counts_as_right() -> None:
-    word = Question("colour", "What colour is it?", "red")
-    assert is_right(word, " Red. ")
-    assert not is_right(word, "dark red")
-    listed = Question("describe", "What do you see?", "a red circle, a blue star and a red circle.")
-    assert is_right(listed, "A blue star, a red circle and a red circle.")
-    assert not is_right(listed, "a red circle and a blue star.")
-    found = Question("box", "Find it.", "red circle", Box.of(100, 100, 300, 300, "per_1000"))
-    assert is_right(found, "<ref>red circle</ref><box>(120,100),(320,300)</box>")
-    assert not is_right(found, "<ref>red circle</ref><box>(250,100),(450,300)</box>")
-    assert not is_right(found, "red circle")
-
-
-def test_overlap_of_boxes() -> None:
-    one = Box.of(0, 0, 20, 10)
-    assert overlap(one, one) == 1
-    assert overlap(one, Box.of(10, 0, 30, 10)) == pytest.approx(100 / 300)
-    assert overlap(one, Box.of(20, 0, 30, 10)) == 0
-
-
 def test_a_box_is_told_in_steps() -> None:
     scene = next(one.pictures[0] for one in SAMPLES if one.pictures and one.pictures[0].things)
     for value, side in zip(box_of(scene.things[0], scene.size).sides, scene.size * 2, strict=True):
@@ -153,11 +132,12 @@ def test_a_box_is_told_in_steps() -> None:
 
 def test_heldout_questions_are_even() -> None:
     items = heldout(20)
-    assert Counter(item.question.task for item in items) == dict.fromkeys(TASKS, 20)
-    places = Counter(item.question.answer for item in items if item.question.task == "position")
+    assert Counter(question.task for _, question in items) == dict.fromkeys(TASKS, 20)
+    places = Counter(question.answer for _, question in items if question.task == "position")
     assert max(places.values()) <= 3
-    assert items == heldout(20)
-    assert items[0].question in items[0].shown.questions
+    index, question = items[0]
+    assert question in shown(index).questions
+    assert [(each.question, each.reference) for each in make(20).examples] == [(q.text, (q.answer,)) for _, q in items]
 
 
 def test_a_conversation_shows_pictures_once() -> None:

@@ -197,8 +197,8 @@ def pick_pair(
     raise AssertionError(f"every shape and colour has a pair in training, but {shape} {color} has none")
 
 
-def _things(rng: random.Random, split: Split, cells: list[Cell], count: int) -> tuple[Thing, ...]:
-    """`count` things in random cells. Often several share a shape or a colour, so that there is something to count."""
+def pick_pairs(rng: random.Random, split: Split, count: int) -> list[tuple[str, str]]:
+    """`count` (shape, colour). Often several share a shape or a colour, so that there is something to count."""
     repeated = rng.randint(1, count) if count > 1 and rng.random() < 0.75 else 0
     shape = color = None
     if rng.random() < 0.5:
@@ -207,6 +207,12 @@ def _things(rng: random.Random, split: Split, cells: list[Cell], count: int) -> 
         color = rng.choice(list(COLORS))
     pairs = [pick_pair(rng, split, shape=shape, color=color) for _ in range(repeated)]
     pairs += [pick_pair(rng, split) for _ in range(count - repeated)]
+    return pairs
+
+
+def _things(rng: random.Random, split: Split, cells: list[Cell], count: int) -> tuple[Thing, ...]:
+    """`count` things in random cells."""
+    pairs = pick_pairs(rng, split, count)
     chosen = sorted(rng.sample(cells, count))
     rng.shuffle(pairs)
     return tuple(_thing(rng, *pair, cell) for pair, cell in zip(pairs, chosen, strict=True))

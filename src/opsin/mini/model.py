@@ -4,9 +4,6 @@ Native resolution (patches of 8 px, 2x2 joined: 16 px a token), a tower turned b
 frames a patch. What differs from Qwen2-VL is in numbers only, and each has its reason beside it.
 """
 
-from functools import cache
-from pathlib import Path
-
 from opsin.demo.scene import Scene
 from opsin.families._chats import QWEN2_VL
 from opsin.spec.connector import PatchMerger
@@ -15,7 +12,7 @@ from opsin.spec.grounding import Grounding
 from opsin.spec.model import VLMConfig
 from opsin.spec.native import Native, VideoSampling
 from opsin.spec.vision import VisionConfig
-from opsin.text.tokenizer import Tokenizer, load_tokenizer
+from opsin.text.tokenizer import Tokenizer
 
 PATCH = 8
 TOKEN = 2 * PATCH
@@ -97,12 +94,6 @@ def config(tokenizer: Tokenizer) -> VLMConfig:
         image_token_id=tokenizer.control_id("<|image_pad|>"),
         video_token_id=tokenizer.control_id("<|video_pad|>"),
     )
-
-
-@cache
-def tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that `words.write` has written to a folder."""
-    return load_tokenizer(folder)
 
 
 def shown_size(scene: Scene) -> tuple[int, int]:

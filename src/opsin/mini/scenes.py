@@ -14,7 +14,6 @@ from opsin.demo.scene import (
     COLORS,
     INK_STYLES,
     MAX_BAR,
-    SHAPES,
     Bar,
     Scene,
     Split,
@@ -24,6 +23,7 @@ from opsin.demo.scene import (
     is_heldout,
     pick_number,
     pick_pair,
+    pick_pairs,
     pick_word,
     tint,
 )
@@ -73,18 +73,11 @@ def any_size(rng: random.Random) -> tuple[int, int]:
 def objects(
     rng: random.Random, split: Split, *, size: tuple[int, int] | None = None, count: int | None = None
 ) -> Scene:
-    """Things anywhere. Often several share a shape or a colour, so that there is something to count."""
+    """Things anywhere."""
     size = size or any_size(rng)
     room = max(1, min(MAX_THINGS, size[0] * size[1] // 1400))
     count = min(count, room) if count else max(rng.randint(1, room), rng.randint(1, room))  # rather many than few
-    repeated = rng.randint(1, count) if count > 1 and rng.random() < 0.75 else 0
-    shape = color = None
-    if rng.random() < 0.5:
-        shape = rng.choice(SHAPES)
-    else:
-        color = rng.choice(list(COLORS))
-    pairs = [pick_pair(rng, split, shape=shape, color=color) for _ in range(repeated)]
-    pairs += [pick_pair(rng, split) for _ in range(count - repeated)]
+    pairs = pick_pairs(rng, split, count)
     rng.shuffle(pairs)
     return Scene("objects", draw_ground(rng), things=place(rng, size, pairs), size=size)
 

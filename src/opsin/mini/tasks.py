@@ -1,22 +1,17 @@
-"""What opsin-mini is asked, and how answers are scored.
+"""What opsin-mini is asked. `evaluation` scores its answers.
 
 A sample is one or two pictures, or a clip, with questions of several tasks and their answers, all from a seed.
 """
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from opsin.demo.scene import COLORS, COLUMNS, HELDOUT_PAIRS, ROWS, SHAPES, Scene, Split, Thing
-from opsin.demo.tasks import normalise
-from opsin.mini.model import CHAT
 from opsin.mini.scenes import Clip, chart, clip, objects, reading, two_pictures
-from opsin.text.grounding import Box, read
+from opsin.text.grounding import Box
 
-LEAST_IOU = 0.5
-"""Overlap (intersection over union) at which a box counts as right, as for RefCOCO."""
 BOX_STEP = 10
 """Coordinates are taught in steps of this many thousandths of a side."""
 CLEAR = 0.05
@@ -419,30 +414,3 @@ EXERCISES: dict[str, tuple[Maker, tuple[str, ...], float]] = {
 """What training asks besides, and evaluation does not: each answer finds several things by what comes first in it.
 Without them a fifth of the fine-tuning taught to find things by their colour (`shape` 90 %), and not by their shape or
 name (`colour` 45 %, `position` 15 %)."""
-
-
-def is_right(question: Question, given: str) -> bool:
-    """Whether an answer is right: the same words, the same things in any order, or a box that overlaps enough.
-
-    given: the answer with the marks of boxes (`text.grounding.spell`).
-    """
-    if question.box is not None:
-        assert CHAT.grounding is not None
-        boxes = read(given, CHAT.grounding, (1000, 1000)).boxes
-        return bool(boxes) and overlap(boxes[0], question.box) >= LEAST_IOU
-    if question.task == "describe":
-        return _items(given) == _items(question.answer)
-    return normalise(given) == normalise(question.answer)
-
-
-def _items(description: str) -> list[str]:
-    return sorted(normalise(item) for item in re.split(r", | and ", description))
-
-
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes of one space."""
-    a, b = one.sides, other.sides
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    both = max(0.0, width) * max(0.0, height)
-    areas = [(s[2] - s[0]) * (s[3] - s[1]) for s in (a, b)]
-    return both / (sum(areas) - both) if both else 0.0
