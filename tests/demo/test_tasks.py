@@ -45,7 +45,7 @@ def test_answers_agree_with_the_scene() -> None:
 
 
 def _groups() -> list[str]:
-    from opsin.demo.tasks import ALL_GROUPS
+    from opsin.demo.phrases import ALL_GROUPS
 
     return sorted(ALL_GROUPS, key=len, reverse=True)
 

@@ -282,21 +282,25 @@ def _writing(rng: random.Random, split: Split, kind: str, row: int) -> Writing:
     return Writing(text, color, row, style, height, pitch, baseline, tint(rng, color))
 
 
-def _bar_scene(rng: random.Random, split: Split, ground: Ground) -> Scene:
-    count = rng.randint(2, 6)
+def pick_bars(rng: random.Random, split: Split, count: int) -> list[tuple[str, int]]:
+    """`count` different colours with values. One bar is the tallest and one the shortest, so that both have a name."""
     while True:
         colors = rng.sample(list(COLORS), count)
         values = [rng.randint(1, MAX_BAR) for _ in colors]
         name = " ".join(f"{color} {value}" for color, value in zip(colors, values, strict=True))
-        # One tallest and one shortest bar, so that both have a name.
         unique = values.count(max(values)) == 1 and values.count(min(values)) == 1
         if unique and is_heldout("bars", name) == (split == "heldout"):
-            break
-    room = 96 // len(colors)
+            return list(zip(colors, values, strict=True))
+
+
+def _bar_scene(rng: random.Random, split: Split, ground: Ground) -> Scene:
+    count = rng.randint(2, 6)
+    chosen = pick_bars(rng, split, count)
+    room = 96 // count
     width = rng.randint(10, min(room - 4, 18))
-    first = 6 + rng.randint(0, room - width) + rng.randint(0, 96 - room * len(colors))
+    first = 6 + rng.randint(0, room - width) + rng.randint(0, 96 - room * count)
     bars = tuple(
         Bar(color, value, first + i * room, first + i * room + width, tint(rng, color))
-        for i, (color, value) in enumerate(zip(colors, values, strict=True))
+        for i, (color, value) in enumerate(chosen)
     )
     return Scene("bars", bars=bars, baseline=rng.randint(97, 101), gridlines=rng.random() < 0.6, ground=ground)

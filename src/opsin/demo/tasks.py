@@ -16,16 +16,13 @@ from typing import NamedTuple, Protocol, TypeVar
 from PIL import Image
 
 from opsin.demo.drawn import draw
+from opsin.demo.phrases import ALL_GROUPS, group_counts, listed, single, there_or_not, with_article
 from opsin.demo.scene import (
-    COLORS,
     COLUMNS,
-    HELDOUT_PAIRS,
     ROWS,
-    SHAPES,
     Cell,
     Scene,
     Split,
-    Thing,
     draw_scene,
 )
 
@@ -158,7 +155,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
     """Full sentences that say everything the picture shows."""
     sentences = []
     if scene.bars:
-        bars = _listed([f"{bar.color} {bar.value}" for bar in scene.bars])
+        bars = listed([f"{bar.color} {bar.value}" for bar in scene.bars])
         opening = rng.choice(("A bar chart with", "This chart has", "The picture shows a chart with"))
         sentences.append(f"{opening} {len(scene.bars)} bars. From left to right: {bars}.")
     for writing in scene.writings:
@@ -166,7 +163,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
         ink = "" if opening.startswith("In") else f" in {writing.color}"
         sentences.append(f"{opening} {writing.text} is written{ink} at the {ROWS[writing.row]}.")
     if scene.things:
-        things = _listed([f"{_with_article(thing.name)} at the {_place(thing.cell)}" for thing in scene.things])
+        things = listed([f"{with_article(thing.name)} at the {_place(thing.cell)}" for thing in scene.things])
         count = len(scene.things)
         noun = "shape" if count == 1 else "shapes"
         sentences.append(rng.choice((f"There is {things}.", f"A picture of {things}.", f"{count} {noun}: {things}.")))
@@ -194,58 +191,29 @@ def ask(scene: Scene, rng: random.Random, split: Split, *, num_questions: int) -
     return tuple(questions)
 
 
-def _listed(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
-
-
 def _place(cell: Cell) -> str:
     return f"{ROWS[cell[0]]} {COLUMNS[cell[1]]}"
 
-
-def _with_article(name: str) -> str:
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
-
-
-def _plural(shape: str) -> str:
-    return "crosses" if shape == "cross" else f"{shape}s"
-
-
-ALL_GROUPS = (*map(_plural, SHAPES), *(f"{color} shapes" for color in COLORS))
-"""Whatever can be counted."""
 
 # Each maker yields at most one (what fills the question's blanks, answer); nothing where a scene has no such question.
 Found = Iterator[tuple[dict[str, str], str]]
 Maker = Callable[[Scene, random.Random, Split], Found]
 
 
-def _single(scene: Scene, rng: random.Random, by: Callable[[Thing], str]) -> Thing | None:
-    """A random thing that is the only one with its name."""
-    counts = Counter(by(thing) for thing in scene.things)
-    single = [thing for thing in scene.things if counts[by(thing)] == 1]
-    return rng.choice(single) if single else None
-
-
 def _color(scene: Scene, rng: random.Random, split: Split) -> Found:
-    if thing := _single(scene, rng, lambda t: t.shape):
+    if thing := single(scene.things, rng, lambda t: t.shape):
         yield {"shape": thing.shape}, thing.color
 
 
 def _shape(scene: Scene, rng: random.Random, split: Split) -> Found:
-    if thing := _single(scene, rng, lambda t: t.color):
+    if thing := single(scene.things, rng, lambda t: t.color):
         yield {"color": thing.color}, thing.shape
-
-
-def _groups(scene: Scene) -> dict[str, int]:
-    """Things by what can be counted: `red shapes`, `circles`."""
-    counts = Counter(_plural(thing.shape) for thing in scene.things)
-    counts.update(f"{thing.color} shapes" for thing in scene.things)
-    return dict(counts)
 
 
 def _count(scene: Scene, rng: random.Random, split: Split) -> Found:
     if scene.kind != "objects":
         return
-    groups = dict.fromkeys(ALL_GROUPS, 0) | _groups(scene)
+    groups = {**dict.fromkeys(ALL_GROUPS, 0), **group_counts(scene.things)}
     # First the number, then what has that number, if anything: most groups are of none or one.
     number = rng.choices(range(6), weights=(1, 2, 2, 3, 3, 3))[0]
     fitting = [group for group, count in groups.items() if count == number]
@@ -259,7 +227,7 @@ def _total(scene: Scene, rng: random.Random, split: Split) -> Found:
 
 
 def _position(scene: Scene, rng: random.Random, split: Split) -> Found:
-    if thing := _single(scene, rng, lambda t: t.name):
+    if thing := single(scene.things, rng, lambda t: t.name):
         yield {"name": thing.name}, _place(thing.cell)
 
 
@@ -311,7 +279,7 @@ def _most(scene: Scene, rng: random.Random, split: Split) -> Found:
 def _more(scene: Scene, rng: random.Random, split: Split) -> Found:
     if scene.kind != "objects":
         return
-    groups = _groups(scene)
+    groups = group_counts(scene.things)
     names = sorted(groups)
     answer = rng.choice(("more", "more", "more", "fewer", "fewer", "fewer", "as many", "as many"))
     pairs = [(a, b) for a in names for b in names if a != b and _compared(groups[a], groups[b]) == answer]
@@ -327,20 +295,8 @@ def _compared(first: int, second: int) -> str:
 
 
 def _exists(scene: Scene, rng: random.Random, split: Split) -> Found:
-    if not scene.things:
-        return
-    present = {thing.name for thing in scene.things}
-    if rng.random() < 0.5:
-        yield {"name": _with_article(rng.choice(sorted(present)))}, "yes"
-        return
-    # Half the absent ones share their colour and shape with things that are there, if such a mixture is absent.
-    names = {f"{a.color} {b.shape}" for a in scene.things for b in scene.things} - present
-    if not names or rng.random() < 0.5:
-        names = {f"{color} {shape}" for color in COLORS for shape in SHAPES} - present
-    if split == "train":
-        names -= {f"{color} {shape}" for shape, color in HELDOUT_PAIRS}
-    if names:
-        yield {"name": _with_article(rng.choice(sorted(names)))}, "no"
+    if scene.things and (found := there_or_not(scene.things, rng, split)):
+        yield {"name": found[0]}, found[1]
 
 
 def _row(scene: Scene, rng: random.Random, split: Split) -> Found:

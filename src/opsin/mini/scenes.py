@@ -20,7 +20,7 @@ from opsin.demo.scene import (
     Thing,
     Writing,
     draw_ground,
-    is_heldout,
+    pick_bars,
     pick_number,
     pick_pair,
     pick_pairs,
@@ -141,20 +141,13 @@ def chart(rng: random.Random, split: Split, *, width: int | None = None) -> Scen
     """Bars of different colours; one unit is ten pixels."""
     width = width or rng.choice((80, 96, 112))
     count = rng.randint(2, width // 18)
-    while True:
-        colors = rng.sample(list(COLORS), count)
-        values = [rng.randint(1, MAX_BAR) for _ in colors]
-        name = " ".join(f"{color} {value}" for color, value in zip(colors, values, strict=True))
-        # One tallest and one shortest bar, so that both have a name.
-        unique = values.count(max(values)) == 1 and values.count(min(values)) == 1
-        if unique and is_heldout("bars", name) == (split == "heldout"):
-            break
+    chosen = pick_bars(rng, split, count)
     room = (width - 8) // count
     broad = rng.randint(10, min(room - 3, 20))
     first = 4 + rng.randint(0, room - broad) + rng.randint(0, width - 8 - room * count)
     bars = tuple(
         Bar(color, value, first + i * room, first + i * room + broad, tint(rng, color))
-        for i, (color, value) in enumerate(zip(colors, values, strict=True))
+        for i, (color, value) in enumerate(chosen)
     )
     foot = CHART_HEIGHT - rng.randint(4, CHART_HEIGHT - MAX_BAR * BAR_STEP - 6)
     return Scene(

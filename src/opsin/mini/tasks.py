@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from opsin.demo.scene import COLORS, COLUMNS, HELDOUT_PAIRS, ROWS, SHAPES, Scene, Split, Thing
+from opsin.demo.phrases import ALL_GROUPS, group_counts, listed, single, there_or_not, with_article
+from opsin.demo.scene import COLUMNS, ROWS, Scene, Split, Thing
 from opsin.mini.scenes import Clip, chart, clip, objects, reading, two_pictures
 from opsin.text.grounding import Box
 
@@ -93,31 +94,13 @@ def _one(shown: Sample) -> Scene | None:
     return shown.pictures[0] if len(shown.pictures) == 1 and shown.pictures[0].kind == "objects" else None
 
 
-def _single(things: tuple[Thing, ...], rng: random.Random, by: Callable[[Thing], str]) -> Thing | None:
-    counts = Counter(by(thing) for thing in things)
-    single = [thing for thing in things if counts[by(thing)] == 1]
-    return rng.choice(single) if single else None
-
-
-def _article(name: str) -> str:
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
-
-
-def _plural(shape: str) -> str:
-    return "crosses" if shape == "cross" else f"{shape}s"
-
-
-def _listed(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
-
-
 def describe(scene: Scene) -> str:
     """One sentence that says everything the picture shows, from left to right or from top to bottom."""
     if scene.kind == "bars":
-        return f"A chart of {_listed([f'{bar.color} {bar.value}' for bar in scene.bars])}."
+        return f"A chart of {listed([f'{bar.color} {bar.value}' for bar in scene.bars])}."
     if scene.kind == "text":
-        return f"{_listed([f'the {w.kind} {w.text} in {w.color}' for w in scene.writings])}."
-    return f"{_listed([_article(thing.name) for thing in scene.things])}."
+        return f"{listed([f'the {w.kind} {w.text} in {w.color}' for w in scene.writings])}."
+    return f"{listed([with_article(thing.name) for thing in scene.things])}."
 
 
 def _describe(shown: Sample, rng: random.Random, split: Split) -> Found:
@@ -126,23 +109,13 @@ def _describe(shown: Sample, rng: random.Random, split: Split) -> Found:
 
 
 def _colour(shown: Sample, rng: random.Random, split: Split) -> Found:
-    if (scene := _one(shown)) and (thing := _single(scene.things, rng, lambda t: t.shape)):
+    if (scene := _one(shown)) and (thing := single(scene.things, rng, lambda t: t.shape)):
         yield {"shape": thing.shape}, thing.color, None
 
 
 def _shape(shown: Sample, rng: random.Random, split: Split) -> Found:
-    if (scene := _one(shown)) and (thing := _single(scene.things, rng, lambda t: t.color)):
+    if (scene := _one(shown)) and (thing := single(scene.things, rng, lambda t: t.color)):
         yield {"color": thing.color}, thing.shape, None
-
-
-def _groups(scene: Scene) -> Counter[str]:
-    counts = Counter(_plural(thing.shape) for thing in scene.things)
-    counts.update(f"{thing.color} shapes" for thing in scene.things)
-    return counts
-
-
-ALL_GROUPS = (*map(_plural, SHAPES), *(f"{color} shapes" for color in COLORS))
-"""Whatever can be counted."""
 
 
 def _count(shown: Sample, rng: random.Random, split: Split) -> Found:
@@ -151,7 +124,7 @@ def _count(shown: Sample, rng: random.Random, split: Split) -> Found:
     if rng.random() < 0.25:
         yield {"group": "shapes"}, str(len(scene.things)), None
         return
-    groups = _groups(scene)
+    groups = group_counts(scene.things)
     number = rng.choices(range(6), weights=(2, 2, 3, 3, 3, 3))[0]
     fitting = [group for group in ALL_GROUPS if groups[group] == number]
     if fitting:
@@ -159,7 +132,7 @@ def _count(shown: Sample, rng: random.Random, split: Split) -> Found:
 
 
 def _position(shown: Sample, rng: random.Random, split: Split) -> Found:
-    if (scene := _one(shown)) and (thing := _single(scene.things, rng, lambda t: t.name)):
+    if (scene := _one(shown)) and (thing := single(scene.things, rng, lambda t: t.name)):
         shares = (thing.x / scene.size[0], thing.y / scene.size[1])
         if all(abs(share - border) > CLEAR for share in shares for border in (1 / 3, 2 / 3)):
             yield {"name": thing.name}, f"{ROWS[thing.cell[0]]} {COLUMNS[thing.cell[1]]}", None
@@ -184,7 +157,7 @@ def _more(shown: Sample, rng: random.Random, split: Split) -> Found:
     """Comparison of two numbers."""
     if not (scene := _one(shown)):
         return
-    groups = _groups(scene)
+    groups = group_counts(scene.things)
     wanted = rng.choice(("more", "fewer", "equal"))
     names = sorted(groups)
     pairs = [
@@ -223,24 +196,12 @@ def _relation(shown: Sample, rng: random.Random, split: Split) -> Found:
 
 
 def _exists(shown: Sample, rng: random.Random, split: Split) -> Found:
-    if not (scene := _one(shown)):
-        return
-    present = {thing.name for thing in scene.things}
-    if rng.random() < 0.5:
-        yield {"name": _article(rng.choice(sorted(present)))}, "yes", None
-        return
-    # Half the absent ones share their colour and shape with things that are there, if such a mixture is absent.
-    names = {f"{a.color} {b.shape}" for a in scene.things for b in scene.things} - present
-    if not names or rng.random() < 0.5:
-        names = {f"{color} {shape}" for color in COLORS for shape in SHAPES} - present
-    if split == "train":
-        names -= {f"{color} {shape}" for shape, color in HELDOUT_PAIRS}
-    if names:
-        yield {"name": _article(rng.choice(sorted(names)))}, "no", None
+    if (scene := _one(shown)) and (found := there_or_not(scene.things, rng, split)):
+        yield {"name": found[0]}, found[1], None
 
 
 def _box(shown: Sample, rng: random.Random, split: Split) -> Found:
-    if (scene := _one(shown)) and (thing := _single(scene.things, rng, lambda t: t.name)):
+    if (scene := _one(shown)) and (thing := single(scene.things, rng, lambda t: t.name)):
         yield {"name": thing.name}, thing.name, box_of(thing, scene.size)
 
 
@@ -291,7 +252,7 @@ def _which(shown: Sample, rng: random.Random, split: Split) -> Found:
         number = rng.choice((0, 1))
         only = sorted((first - second, second - first)[number])
         if only:
-            yield {"name": _article(rng.choice(only))}, ("first", "second")[number], None
+            yield {"name": with_article(rng.choice(only))}, ("first", "second")[number], None
 
 
 def _difference(shown: Sample, rng: random.Random, split: Split) -> Found:
@@ -396,7 +357,7 @@ def _colours(shown: Sample, rng: random.Random, split: Split) -> Found:
     names = [f"{thing.shape} {thing.color}" for thing in things if counts[thing.shape] == 1]
     if len(names) > 1:
         rng.shuffle(names)
-        yield {}, f"{_listed(names)}.", None
+        yield {}, f"{listed(names)}.", None
 
 
 def _places(shown: Sample, rng: random.Random, split: Split) -> Found:
@@ -404,7 +365,7 @@ def _places(shown: Sample, rng: random.Random, split: Split) -> Found:
     if scene := _one(shown):
         names = [f"{thing.name} {ROWS[thing.cell[0]]} {COLUMNS[thing.cell[1]]}" for thing in scene.things]
         rng.shuffle(names)
-        yield {}, f"{_listed(names)}.", None
+        yield {}, f"{listed(names)}.", None
 
 
 EXERCISES: dict[str, tuple[Maker, tuple[str, ...], float]] = {
