@@ -7,32 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+import matchers
 import toys
 from opsin import match, weights
 from opsin.errors import MessageError, OpsinError, TokenizerError
-from opsin.families.blip2 import TINY_RETRIEVER
 from opsin.generate import Beams
 from opsin.match import Matcher, PairEncoder
 from opsin.text.tokenizer import load_tokenizer
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
-WORDS += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
-CONFIG = TINY_RETRIEVER.replace(vocab_size=len(WORDS) + 1, max_tokens=12)
 TEXTS = ["a dog", "A red car!", "two cats on a very long sofa that does not end"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model in LAVIS' layout with BERT's vocab.txt, which lacks `[DEC]` as BERT's own does."""
-    folder = tmp_path_factory.mktemp("matcher") / "model"
-    retriever = weights.build_retriever(CONFIG, seed=3)
-    with torch.no_grad():
-        for parameter in retriever.qformer.parameters():
-            parameter.mul_(2)
-        retriever.itm_head.weight.mul_(20)
-    weights.export_retriever(folder, retriever)
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    return folder
+    return matchers.save(tmp_path_factory.mktemp("matcher") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +34,18 @@ def pictures() -> list[object]:
 
 def test_texts_stand_between_their_control_tokens_and_are_cut(matcher: Matcher) -> None:
     encoder = matcher.encoder
-    first, last = WORDS.index("[CLS]"), WORDS.index("[SEP]")
-    assert encoder.text("Dog!") == [first, WORDS.index("d"), WORDS.index("##o"), WORDS.index("##g"), last]
+    first, last = matchers.WORDS.index("[CLS]"), matchers.WORDS.index("[SEP]")
+    assert encoder.text("Dog!") == [
+        first,
+        matchers.WORDS.index("d"),
+        matchers.WORDS.index("##o"),
+        matchers.WORDS.index("##g"),
+        last,
+    ]
     long = encoder.text(TEXTS[2])
-    assert len(long) == CONFIG.max_tokens
+    assert len(long) == matchers.CONFIG.max_tokens
     assert (long[0], long[-1]) == (first, last)
-    assert encoder.caption_id == len(WORDS)
+    assert encoder.caption_id == len(matchers.WORDS)
 
 
 def test_a_score_does_not_depend_on_what_else_is_scored(matcher: Matcher) -> None:
@@ -105,7 +99,7 @@ def test_stage_1_describes_pictures_itself(matcher: Matcher, tmp_path: Path) -> 
     captions = matcher.describe(pictures()[:2], beams=Beams(num_beams=2, min_new_tokens=2, max_new_tokens=6))
     assert len(captions) == 2
     assert all(isinstance(caption, str) for caption in captions)
-    bare = weights.build_retriever(CONFIG.replace(heads="matching"))
+    bare = weights.build_retriever(matchers.CONFIG.replace(heads="matching"))
     model = weights.RetrievalModel(bare, bare.config, "converted")
     model.tokenizer = matcher.model.tokenizer
     with pytest.raises(MessageError, match="converted only compares"):
@@ -117,7 +111,11 @@ def test_beams_of_captions_do_not_depend_on_company(matcher: Matcher) -> None:
     from opsin.nn.qformer import Features
 
     parts = [features.values for _, features in matcher._features(pictures()[:3])]
-    options = {"caption_id": len(WORDS), "stop_id": WORDS.index("[SEP]"), "beams": Beams(num_beams=3, max_new_tokens=8)}
+    options = {
+        "caption_id": len(matchers.WORDS),
+        "stop_id": matchers.WORDS.index("[SEP]"),
+        "beams": Beams(num_beams=3, max_new_tokens=8),
+    }
     together = caption(matcher.model.retriever, Features(torch.cat(parts)), **options)  # type: ignore[arg-type]
     for row, values in enumerate(parts):
         alone = caption(matcher.model.retriever, Features(values), **options)[0]  # type: ignore[arg-type]
@@ -132,7 +130,7 @@ def test_nothing_to_compare_is_said(matcher: Matcher) -> None:
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text("\n".join([*WORDS, *(f"word{n}" for n in range(50))]) + "\n")
+    (tmp_path / "vocab.txt").write_text("\n".join([*matchers.WORDS, *(f"word{n}" for n in range(50))]) + "\n")
     with pytest.raises(TokenizerError, match="they belong to different models"):
         match.load(folder, tokenizer=tmp_path)
     with pytest.raises(TokenizerError, match=r"tokenizer= names the folder of BERT's vocab\.txt"):
@@ -140,6 +138,6 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -
 
 
 def test_a_vocabulary_that_has_the_caption_token_uses_it(tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text("\n".join([*WORDS, "[DEC]"]) + "\n")
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"[DEC]": len(WORDS)}))
-    assert PairEncoder(CONFIG, load_tokenizer(tmp_path)).caption_id == len(WORDS)
+    (tmp_path / "vocab.txt").write_text("\n".join([*matchers.WORDS, "[DEC]"]) + "\n")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[DEC]": len(matchers.WORDS)}))
+    assert PairEncoder(matchers.CONFIG, load_tokenizer(tmp_path)).caption_id == len(matchers.WORDS)

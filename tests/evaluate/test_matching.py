@@ -5,33 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+import matchers
 import toys
 from evaluations import Writer
-from opsin import match, weights
+from opsin import match
 from opsin.errors import ConfigError
 from opsin.evaluate.matching import evaluate_retrieval
 from opsin.evaluate.tasks import open_task
-from opsin.families.blip2 import TINY_RETRIEVER
 from opsin.match import Matcher
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
-WORDS += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
 TEXTS = ["a dog", "a red car", "two cats", "the sea"]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("matcher") / "model"
-    retriever = weights.build_retriever(TINY_RETRIEVER.replace(vocab_size=len(WORDS) + 1, max_tokens=12), seed=3)
-    with torch.no_grad():
-        for parameter in retriever.qformer.parameters():
-            parameter.mul_(2)
-        retriever.itm_head.weight.mul_(20)
-    weights.export_retriever(folder, retriever)
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    return folder
+    return matchers.save(tmp_path_factory.mktemp("matcher") / "model")
 
 
 @pytest.fixture(scope="module")
