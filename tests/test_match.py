@@ -9,6 +9,7 @@ import torch
 
 import matchers
 import toys
+from matchers import CONFIG, WORDS
 from opsin import match, weights
 from opsin.errors import MessageError, OpsinError, TokenizerError
 from opsin.generate import Beams
@@ -34,18 +35,18 @@ def pictures() -> list[object]:
 
 def test_texts_stand_between_their_control_tokens_and_are_cut(matcher: Matcher) -> None:
     encoder = matcher.encoder
-    first, last = matchers.WORDS.index("[CLS]"), matchers.WORDS.index("[SEP]")
+    first, last = WORDS.index("[CLS]"), WORDS.index("[SEP]")
     assert encoder.text("Dog!") == [
         first,
-        matchers.WORDS.index("d"),
-        matchers.WORDS.index("##o"),
-        matchers.WORDS.index("##g"),
+        WORDS.index("d"),
+        WORDS.index("##o"),
+        WORDS.index("##g"),
         last,
     ]
     long = encoder.text(TEXTS[2])
-    assert len(long) == matchers.CONFIG.max_tokens
+    assert len(long) == CONFIG.max_tokens
     assert (long[0], long[-1]) == (first, last)
-    assert encoder.caption_id == len(matchers.WORDS)
+    assert encoder.caption_id == len(WORDS)
 
 
 def test_a_score_does_not_depend_on_what_else_is_scored(matcher: Matcher) -> None:
@@ -99,7 +100,7 @@ def test_stage_1_describes_pictures_itself(matcher: Matcher, tmp_path: Path) -> 
     captions = matcher.describe(pictures()[:2], beams=Beams(num_beams=2, min_new_tokens=2, max_new_tokens=6))
     assert len(captions) == 2
     assert all(isinstance(caption, str) for caption in captions)
-    bare = weights.build_retriever(matchers.CONFIG.replace(heads="matching"))
+    bare = weights.build_retriever(CONFIG.replace(heads="matching"))
     model = weights.RetrievalModel(bare, bare.config, "converted")
     model.tokenizer = matcher.model.tokenizer
     with pytest.raises(MessageError, match="converted only compares"):
@@ -112,8 +113,8 @@ def test_beams_of_captions_do_not_depend_on_company(matcher: Matcher) -> None:
 
     parts = [features.values for _, features in matcher._features(pictures()[:3])]
     options = {
-        "caption_id": len(matchers.WORDS),
-        "stop_id": matchers.WORDS.index("[SEP]"),
+        "caption_id": len(WORDS),
+        "stop_id": WORDS.index("[SEP]"),
         "beams": Beams(num_beams=3, max_new_tokens=8),
     }
     together = caption(matcher.model.retriever, Features(torch.cat(parts)), **options)  # type: ignore[arg-type]
@@ -130,7 +131,7 @@ def test_nothing_to_compare_is_said(matcher: Matcher) -> None:
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text("\n".join([*matchers.WORDS, *(f"word{n}" for n in range(50))]) + "\n")
+    (tmp_path / "vocab.txt").write_text("\n".join([*WORDS, *(f"word{n}" for n in range(50))]) + "\n")
     with pytest.raises(TokenizerError, match="they belong to different models"):
         match.load(folder, tokenizer=tmp_path)
     with pytest.raises(TokenizerError, match=r"tokenizer= names the folder of BERT's vocab\.txt"):
@@ -138,6 +139,6 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -
 
 
 def test_a_vocabulary_that_has_the_caption_token_uses_it(tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text("\n".join([*matchers.WORDS, "[DEC]"]) + "\n")
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"[DEC]": len(matchers.WORDS)}))
-    assert PairEncoder(matchers.CONFIG, load_tokenizer(tmp_path)).caption_id == len(matchers.WORDS)
+    (tmp_path / "vocab.txt").write_text("\n".join([*WORDS, "[DEC]"]) + "\n")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[DEC]": len(WORDS)}))
+    assert PairEncoder(CONFIG, load_tokenizer(tmp_path)).caption_id == len(WORDS)
