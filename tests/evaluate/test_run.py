@@ -12,6 +12,7 @@ from opsin.errors import ConfigError, DataError
 from opsin.evaluate.compare import compare
 from opsin.evaluate.controls import partners
 from opsin.evaluate.examples import Example
+from opsin.evaluate.identity import described
 from opsin.evaluate.run import Evaluation
 from opsin.evaluate.tasks import Task, TaskSettings, open_task
 from opsin.text.grounding import Box
@@ -268,3 +269,12 @@ def test_what_cannot_be_shuffled_says_so() -> None:
         partners([Example("1", "?"), Example("2", "?")], seed=0)
     pairs = [replace(each, images=(each.key, "x.png")) for each in same]
     assert partners([*same, Example("3", "?", ("b.png",)), *pairs], seed=0)[:3] == [2, 2, 0]
+
+
+def test_the_shipped_model_keeps_its_name_beside_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "opsin-mini").mkdir()
+    assert described("opsin-mini") == "opsin-mini"
+    assert described("./opsin-mini") == str(tmp_path.resolve() / "opsin-mini")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from opsin.weights.config import adapter_base
 from opsin.weights.hub import PATTERNS, locate
+from opsin.weights.shipped import is_shipped
 
 PACKAGES = ("opsin", "torch", "numpy", "pillow", "tokenizers", "sentencepiece", "safetensors")
 _WHOLE, _PIECES, _PIECE = 1 << 24, 64, 1 << 14
@@ -56,4 +57,4 @@ def versions() -> dict[str, str]:
 def described(name: str) -> str:
     """A model's name for results: the path of a folder in full, other names as they are."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    return str(path.resolve()) if path.exists() and not is_shipped(name) else name

@@ -30,7 +30,7 @@ PRACTICE_WEIGHTS = {
     "exists": 0.5,
     "larger": 1.5,
 }
-"""What is asked in the last stage: mostly what the stage before left at its baseline, so a little of the rest."""
+"""What is asked in the last stage: mostly what the stage before left at its baseline, and a little of the rest."""
 
 
 @dataclass(frozen=True)
