@@ -251,6 +251,28 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert [f.name for f in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
+def test_two_programs_never_train_into_one_folder(straight, tmp_path):
+    """The second is refused while the first trains; what the first wrote is untouched, and its folder is free after."""
+    refused = []
+
+    def on_row(row):
+        if row["step"] == 2 and not refused:
+            with pytest.raises(
+                TrainError, match=r"another program is training into .*out\. Wait until it ends"
+            ) as caught:
+                run(two_stages(tmp_path / "out"), model=tiny_model(tmp_path), sources=two_sources())
+            refused.append(caught)
+
+    run(two_stages(tmp_path / "out"), model=tiny_model(tmp_path), sources=two_sources(), on_row=on_row)
+    assert refused
+    output, result = straight
+    again = run(two_stages(tmp_path / "out"), model=tiny_model(tmp_path), sources=two_sources())
+    assert differing(tensors_of(again.model), tensors_of(result.model)) == []
+    assert [(r["step"], r["loss"]) for r in log_of(tmp_path / "out")] == [
+        (r["step"], r["loss"]) for r in log_of(output)
+    ]
+
+
 def test_a_later_stage_is_checked_before_the_first_step(tmp_path):
     rows = []
     with pytest.raises(DataError, match="stage 'second': the data is empty"):

@@ -2,10 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,13 +17,41 @@ from opsin.train.checkpoint import CheckpointStore, Saved, opened, sync
 from opsin.train.config import differences, to_yaml
 from opsin.train.parallel import World
 
-RUN_FILE = "run.yaml"
+RUN_FILE, LOCK_FILE = "run.yaml", ".lock"
+
+
+@contextmanager
+def claimed(output: Path, world: World) -> Iterator[None]:
+    """Inside, no other program trains into `output`: two would cut each other's logs and remove each other's files.
+
+    The folder is made where there is none. The claim ends with the process, however that ends. Raises TrainError where
+    another program has it, and for a folder of other things.
+    """
+    with ExitStack() as held:
+        with world.agreed():
+            if world.is_first:
+                _refuse_other_things(output)
+                output.mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(FileLock(output / LOCK_FILE).acquire(timeout=0))
+                except Timeout:
+                    raise TrainError(
+                        f"another program is training into {output}. Wait until it ends or stop it, or name another "
+                        "folder as output"
+                    ) from None
+        yield
+
+
+def _refuse_other_things(output: Path) -> None:
+    empty = not output.exists() or (output.is_dir() and not {each.name for each in output.iterdir()} - {LOCK_FILE})
+    if not empty and not (output / RUN_FILE).is_file():
+        raise TrainError(f"{output} is there and holds no run; name a new folder as output")
 
 
 def open_folder(config: RunConfig, store: CheckpointStore, world: World) -> Saved | None:
     """Where the run in `config.output` stands; None where it begins. The first process alone looks, reads and writes.
 
-    Raises TrainError for a folder of other things, and ConfigError for a run with other settings.
+    To be called while the folder is `claimed`. Raises ConfigError for a run with other settings.
     """
     found = ""
     with world.agreed():
@@ -34,13 +64,9 @@ def open_folder(config: RunConfig, store: CheckpointStore, world: World) -> Save
 def _open(config: RunConfig, store: CheckpointStore) -> Saved | None:
     output = Path(config.output)
     file = output / RUN_FILE
-    empty = not output.exists() or (output.is_dir() and not any(output.iterdir()))
-    if not empty and not file.is_file():
-        raise TrainError(f"{output} is there and holds no run; name a new folder as output")
     saved = store.newest()
     if saved is not None:
         _refuse_changes(config, file)
-    output.mkdir(parents=True, exist_ok=True)
     store.remove_unfinished()
     for unfinished in (*output.glob(".*.tmp"), *output.glob("best/.*.tmp")):
         shutil.rmtree(unfinished)  # models that a killed process was writing

@@ -32,7 +32,7 @@ from opsin.train.adapters import add_adapters
 from opsin.train.checkpoint import CheckpointStore, Saved
 from opsin.train.evaluate import EvaluationRow, prepare_judge
 from opsin.train.feature_cache import with_cache
-from opsin.train.folder import open_folder
+from opsin.train.folder import claimed, open_folder
 from opsin.train.log import Reporter, RowLog, Silence
 from opsin.train.loop import Precision, Row, StageLoop
 from opsin.train.objectives import Objective, next_token
@@ -129,7 +129,8 @@ def run(
         if reporter is None or not world.is_first:
             reporter = Silence()
         stop = stop or StopRequest()
-        return _Run(world, config, model, sources, held_out, objectives, on_row, reporter, stop).train()
+        with claimed(Path(config.output), world):
+            return _Run(world, config, model, sources, held_out, objectives, on_row, reporter, stop).train()
 
 
 class _Run:
