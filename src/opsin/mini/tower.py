@@ -6,14 +6,13 @@ example of dozens of patches. The classifiers are thrown away.
 """
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from opsin.demo.drawn import draw
@@ -21,17 +20,19 @@ from opsin.demo.fit import Fit, fit, save_half, spread_normal_
 from opsin.demo.labels import ANCHORS, COVERS, DIGITS, INKS
 from opsin.demo.scene import COLORS, LETTERS, MAX_BAR, SHAPES, Scene, Split, Thing, Writing, draw_ground, pick_pair
 from opsin.mini.labels import (
+    ACROSS,
     ANCHOR,
     BEFORE,
     COVER,
-    FIELDS,
+    DOWN,
     INK,
-    NUM_REACHES,
+    NUM_WAVES,
     PREVIOUS,
-    REACH,
+    THIRDS_ACROSS,
+    THIRDS_DOWN,
     VALUE,
-    in_blocks,
     patch_labels,
+    waves,
 )
 from opsin.mini.model import PATCH, TOKEN, TOWER
 from opsin.mini.scenes import CHART_HEIGHT, MAX_AREA, SIDES, chart, objects, thing, writing
@@ -46,10 +47,14 @@ RUN = Fit(
 )
 PATCHES = 3600
 """Patches per step, about: 25 pictures of 96x96."""
-_NOTHING_WEIGHT = {"anchor": 0.1, "cover": 0.3, "ink": 0.3, "previous": 0.1, "value": 0.2}
+_NOTHING_WEIGHT = {"anchor": 0.1, "cover": 0.3, "ink": 0.3, "previous": 0.1, "value": 0.2, "down": 0.1, "across": 0.1}
 """Weight of the patches that show nothing, which are most."""
-_LOSS_WEIGHT = {"anchor": 1.0, "cover": 0.5, "ink": 0.7, "previous": 0.7, "value": 0.5}
-_REACH_WEIGHT, _PLACE_WEIGHT = 1.0, 3.0
+_LOSS_WEIGHT = {"anchor": 1.0, "cover": 0.5, "ink": 0.7, "previous": 0.7, "value": 0.5, "down": 0.3, "across": 0.3}
+_REACH_WEIGHT, _PLACE_WEIGHT, _WAVES_WEIGHT = 1.0, 3.0, 2.0
+_EMPTY_WEIGHT = 0.05
+"""Weight, beside the patches in which a thing is centred, of those whose waves are to be none."""
+REACH = 12.0
+"""Pixels."""
 _KINDS = {"shapes": (1, 11), "letters": (11, 37), "digits": (37, 47), "values": (47, 56)}
 """Ranges of ANCHORS that the log reports apart."""
 _FIELDS = {
@@ -58,6 +63,8 @@ _FIELDS = {
     "ink": (INK, INKS),
     "previous": (PREVIOUS, BEFORE),
     "value": (VALUE, tuple(range(MAX_BAR + 1))),
+    "down": (DOWN, THIRDS_DOWN),
+    "across": (ACROSS, THIRDS_ACROSS),
 }
 Picture = tuple[Scene, Scene]
 """Two frames; of a still picture the same twice."""
@@ -73,6 +80,7 @@ class TowerWithHeads(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(TOWER.dim, len(names)) for name, (_, names) in _FIELDS.items()})
         self.heads["reach"] = nn.Linear(TOWER.dim, 4)
         self.heads["place"] = nn.Linear(TOWER.dim, 2)
+        self.heads["waves"] = nn.Linear(TOWER.dim, NUM_WAVES)
         for name, tensor in self.vision.named_parameters():
             if name == "positions":
                 nn.init.zeros_(tensor)
@@ -84,7 +92,7 @@ class TowerWithHeads(nn.Module):
             nn.init.zeros_(tensor)
 
     def forward(self, patches: Tensor, grids: Tensor) -> dict[str, Tensor]:
-        """patches: (P, 3 * 2 * PATCH * PATCH), grids: (N, 3) -> (P, classes) by question."""
+        """patches: (P, 3 * 2 * PATCH * PATCH), grids: (N, 3) -> (P, classes or numbers) by question."""
         features = self.norm(self.vision(patches, grids))
         return {name: head(features) for name, head in self.heads.items()}
 
@@ -142,8 +150,40 @@ def moved(rng: random.Random, scene: Scene) -> Picture:
     return frames[0], frames[1]
 
 
-def batch(seed: int, step: int, split: Split) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures of one size: patches, grids, and labels (P, 9) in the order of the patches."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Pages:
+    """Pictures of one size, and what stands in each of their patches, in the patches' order."""
+
+    patches: Tensor
+    """(P, 3 * 2 * PATCH * PATCH)."""
+    grids: Tensor
+    """(N, 3)."""
+    codes: Tensor
+    """(P, 7)."""
+    numbers: Tensor
+    """(P, 5)."""
+
+    @property
+    def places(self) -> Tensor:
+        """(P, 2) how far down and across the middle of each patch stands, as shares of the sides."""
+        size = int(self.grids[0, 1]), int(self.grids[0, 2])
+        places = patch_places(size, block=TOWER.patch_block, device=self.grids.device)
+        return ((places + 0.5) / torch.tensor(size)).repeat(len(self.grids), 1)
+
+    def reaches(self, here: Tensor) -> Tensor:
+        """(n, 4) how far the box of the thing centred there reaches to the left, the top, the right and the bottom.
+
+        here: (P,) which patches, n of them. In REACH pixels, less 1: about -1 to 1.
+        """
+        middles = self.places[here].flip(-1)  # across, down
+        edges = self.numbers[here, :4]
+        far = torch.cat([middles - edges[:, :2], edges[:, 2:] - middles], dim=1)
+        sides = self.grids[0, 1:].flip(-1).repeat(2) * PATCH
+        return far * sides / REACH - 1
+
+
+def batch(seed: int, step: int, split: Split) -> Pages:
+    """The pictures of a step."""
     rng = random.Random(f"tower/{seed}/{split}/{step}")
     if charts := rng.random() < 0.25:
         size = (rng.choice((80, 96, 112)), CHART_HEIGHT)
@@ -152,7 +192,7 @@ def batch(seed: int, step: int, split: Split) -> tuple[Tensor, Tensor, Tensor]:
         size = rng.choice(sizes)
     count = max(8, PATCHES * PATCH**2 // (size[0] * size[1]))
     frames: list[NDArray[np.uint8]] = []
-    labels: list[NDArray[np.int64]] = []
+    labels: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     for _ in range(count):
         if charts and rng.random() < 0.6:
             scene = chart(rng, split, width=size[0])
@@ -165,9 +205,10 @@ def batch(seed: int, step: int, split: Split) -> tuple[Tensor, Tensor, Tensor]:
             first, second = scene, scene
         picture = np.asarray(draw(first))
         frames += [picture, picture if second is first else np.asarray(draw(second))]
-        labels.append(in_blocks(patch_labels(scene)).reshape(-1, len(FIELDS)))
+        labels.append(patch_labels(scene).in_blocks())
     grids = torch.tensor([[1, size[1] // PATCH, size[0] // PATCH]]).expand(count, 3)
-    return to_patches(np.stack(frames)), grids, torch.from_numpy(np.concatenate(labels))
+    codes, numbers = (torch.from_numpy(np.concatenate(each)).flatten(0, 1) for each in zip(*labels, strict=True))
+    return Pages(to_patches(np.stack(frames)), grids, codes, numbers)
 
 
 def to_patches(frames: NDArray[np.uint8]) -> Tensor:
@@ -180,27 +221,20 @@ def to_patches(frames: NDArray[np.uint8]) -> Tensor:
 
 
 def loss(module: nn.Module, seed: int, step: int) -> Tensor:
-    """Weighted cross-entropies, and how far off the reaches are, of one batch."""
-    patches, grids, labels = batch(seed, step, "train")
-    found = module(patches.bfloat16(), grids)
-    total = torch.zeros(())
+    """Weighted cross-entropies of the codes, and how far off the numbers are, of one batch."""
+    pages = batch(seed, step, "train")
+    found = {name: each.float() for name, each in module(pages.patches.bfloat16(), pages.grids).items()}
+    total = _PLACE_WEIGHT * F.smooth_l1_loss(found["place"], 2 * pages.places - 1, beta=0.05)
     for name, (place, names) in _FIELDS.items():
         by_class = torch.ones(len(names))
         by_class[0] = _NOTHING_WEIGHT[name]
-        total = total + _LOSS_WEIGHT[name] * F.cross_entropy(found[name].float(), labels[:, place], weight=by_class)
-    reaches = labels[:, REACH]
-    here = reaches[:, 0] > 0
+        total = total + _LOSS_WEIGHT[name] * F.cross_entropy(found[name], pages.codes[:, place], weight=by_class)
+    here = pages.codes[:, DOWN] > 0
     if here.any():
-        wanted = reaches[here].float() / (NUM_REACHES / 2) - 1
-        total = total + _REACH_WEIGHT * F.smooth_l1_loss(found["reach"][here].float(), wanted, beta=0.2)
-    return total + _PLACE_WEIGHT * F.smooth_l1_loss(found["place"].float(), shares(grids), beta=0.05)
-
-
-def shares(grids: Tensor) -> Tensor:
-    """(P, 2) how far down and across each patch of equal grids (N, 3) stands, from -1 to 1, in the patches' order."""
-    size = int(grids[0, 1]), int(grids[0, 2])
-    places = patch_places(size, block=TOWER.patch_block, device=grids.device)
-    return ((places + 0.5) / torch.tensor(size) * 2 - 1).repeat(len(grids), 1)
+        total = total + _REACH_WEIGHT * F.smooth_l1_loss(found["reach"][here], pages.reaches(here), beta=0.2)
+    off = (found["waves"] - torch.from_numpy(waves(pages.numbers.numpy()))).square().mean(-1)
+    weights = torch.where(here, 1.0, _EMPTY_WEIGHT)
+    return total + _WAVES_WEIGHT * (off * weights).sum() / weights.sum()
 
 
 @torch.no_grad()
@@ -208,47 +242,42 @@ def measure(module: nn.Module, *, count: int = 24) -> dict[str, float]:
     """Accuracy on patches of `count` batches of held-out pictures, by kind of what stands there."""
     right: dict[str, list[Tensor]] = {}
     for step in range(count):
-        patches, grids, labels = batch(1, step, "heldout")
-        found = module(patches, grids)
-        anchor, guess = labels[:, ANCHOR], found["anchor"].argmax(-1)
+        pages = batch(1, step, "heldout")
+        found = module(pages.patches, pages.grids)
+        anchor, guess = pages.codes[:, ANCHOR], found["anchor"].argmax(-1)
         right.setdefault("nothing", []).append(guess[anchor == 0] == 0)
         for kind, (first, stop) in _KINDS.items():
             here = (anchor >= first) & (anchor < stop)
             right.setdefault(kind, []).append(guess[here] == anchor[here])
-        for name in ("cover", "ink", "previous", "value"):
-            place = _FIELDS[name][0]
-            here = labels[:, place] > 0
-            right.setdefault(name, []).append(found[name].argmax(-1)[here] == labels[here, place])
-        reaches = labels[:, REACH]
-        here = reaches[:, 0] > 0
-        off = ((found["reach"][here] + 1) * (NUM_REACHES / 2) - reaches[here]).abs()
-        right.setdefault("reach_within_2px", []).append(off <= 1)
-        off = (found["place"] - shares(grids)).abs().amax(-1)
-        right.setdefault("place_within_2_percent", []).append(off <= 0.04)
+        for name, (place, _) in _FIELDS.items():
+            here = pages.codes[:, place] > 0
+            if name != "anchor":
+                right.setdefault(name, []).append(found[name].argmax(-1)[here] == pages.codes[here, place])
+        here = pages.codes[:, DOWN] > 0
+        off = (found["reach"][here] - pages.reaches(here)).abs() * REACH
+        right.setdefault("reach_within_2px", []).append(off <= 2)
+        off = (found["place"] / 2 + 0.5 - pages.places).abs().amax(-1)
+        right.setdefault("place_within_2_percent", []).append(off <= 0.02)
+        wanted = torch.from_numpy(waves(pages.numbers[here].numpy()))
+        right.setdefault("waves_unexplained", []).append((found["waves"][here] - wanted).square() / wanted.var())
     return {
         name: float(torch.cat([each.flatten() for each in values]).float().mean()) for name, values in right.items()
     }
 
 
-def run(folder: Path, *, seed: int, settings: Fit = RUN, goes_on: bool = False) -> None:
-    """Train a tower and write it and its log to `folder`. goes_on: from the tower that is there already."""
+def run(folder: Path, *, seed: int, settings: Fit = RUN) -> None:
+    """Train a tower and write it and its log to `folder`."""
     torch.manual_seed(seed)
-    module, log = TowerWithHeads(), folder / "tower.jsonl"
-    if goes_on:
-        module.vision.load_state_dict(load_file(folder / FILE), strict=False)
-        seed, log = seed + 10, folder / "tower_on.jsonl"  # other pictures
-        rest = settings.optim.rest.replace(lr=settings.optim.rest.lr / 2)
-        settings = replace(settings, optim=settings.optim.replace(lr=settings.optim.lr / 2, rest=rest))
 
     def save(module: nn.Module) -> None:
         assert isinstance(module, TowerWithHeads)
         save_half(module.vision.state_dict(), folder / FILE, {"made_by": "opsin.mini tower"})
 
     fit(
-        module,
+        TowerWithHeads(),
         settings,
         loss=lambda module, step: loss(module, seed, step),
         measure=measure,
-        log=log,
+        log=folder / "tower.jsonl",
         save=save,
     )
