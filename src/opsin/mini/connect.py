@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from opsin import weights
 from opsin.demo.fit import Fit, fit, save_half
 from opsin.mini import tower
-from opsin.mini.labels import FIELDS, token_places
-from opsin.mini.language import DECODER_FILE, ORACLE_FILE, Oracle, Speller, codes
+from opsin.mini.language import DECODER_FILE, ORACLE_FILE, Oracle, Speller, told
 from opsin.mini.model import config
 from opsin.nn.vlm import VLM
 from opsin.spec.recipe import AdamW, Muon
@@ -27,7 +26,7 @@ FILE = "connector.safetensors"
 START = "start"
 """Folder, in the recipe's, of the whole model that fine-tuning starts from."""
 RUN = Fit(
-    steps=800,
+    steps=1200,
     optim=Muon(lr=0.005, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
     warmup_steps=50,
 )
@@ -44,14 +43,12 @@ class Connecting(nn.Module):
 
     def forward(self, seed: int, step: int) -> Tensor:
         """How far rows are from those of the labels, as a share of how much these vary."""
-        patches, grids, labels = tower.batch(seed, step, "train")
+        pages = tower.batch(seed, step, "train")
         with torch.no_grad():
-            features = self.vlm.vision(patches.to(self.vlm.vision.patch.weight.dtype), grids)
-            places = np.tile(token_places(int(grids[0, 1]) // 2, int(grids[0, 2]) // 2), (len(grids), 1))
-            blocks = labels.view(-1, 4, len(FIELDS)).numpy()
-            shown = [torch.from_numpy(each) for each in (codes(blocks, places), self.speller(blocks))]
-            wanted = self.oracle(*shown, self.vlm.decoder.embed).float()
-        rows = self.vlm.connector(features, grids).float()
+            features = self.vlm.vision(pages.patches.to(self.vlm.vision.patch.weight.dtype), pages.grids)
+            blocks = (each.unflatten(0, (-1, 4)).numpy() for each in (pages.codes, pages.numbers))
+            wanted = self.oracle(told(*blocks, self.speller), self.vlm.decoder.embed).float()
+        rows = self.vlm.connector(features, pages.grids).float()
         return F.mse_loss(rows, wanted) / wanted.var()
 
 

@@ -1,7 +1,7 @@
 """Second stage, beside the first: the language model learns to answer before it has seen a pixel.
 
 Where a picture's rows will stand, it is given the labels of the patches (`labels.py`), as rows made of a learned vector
-per label and place in the token, and of the words for the labels. So both halves of the model learn at the same time,
+per code and place in the token, of the words for the codes, and of the waves of a thing's box. So both halves of the model learn at the same time,
 each from exactly what it needs to know; `connect.py` then teaches the connector to write such rows from what the tower
 sees.
 """
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from opsin import weights
 from opsin.collate import pack
 from opsin.demo.fit import Fit, fit, save_half, spread_normal_
-from opsin.demo.scene import Split
 from opsin.encode import Encoded, Encoder
-from opsin.mini.labels import FIELDS, NUM_PLACES, WORDS, in_blocks, patch_labels, token_places
+from opsin.mini.labels import COVER, FIELDS, INK, NUM_WAVES, WORDS, patch_labels, waves
 from opsin.mini.model import config
 from opsin.mini.talk import conversation
 from opsin.mini.tasks import Sample, sample
@@ -30,7 +29,7 @@ from opsin.text.tokenizer import Tokenizer, load_tokenizer
 
 DECODER_FILE, ORACLE_FILE = "decoder.safetensors", "oracle.safetensors"
 RUN = Fit(
-    steps=2000,
+    steps=3000,
     optim=Muon(lr=0.003, weight_decay=0.02, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
 )
 BATCH = 16
@@ -39,9 +38,23 @@ QUESTIONS = 8
 DROPOUT = 0.1
 """How often the cover or the colour of a patch is missing: no tower is always right."""
 NOISE = 0.1
-"""Size of the noise on the rows; labels start at 0.5."""
+"""Size of the noise on the rows; words start at 0.5."""
+JITTER = 0.008
+"""Size of the noise on the numbers of a box: no tower is exact. A pixel is about a hundredth of a side."""
 _OFFSETS = np.cumsum([0, *FIELDS[:-1]])
 _NUM_CODES = sum(FIELDS)
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """Labels of R rows, as the oracle reads them."""
+
+    codes: NDArray[np.int64]
+    """(R, 28) rows of its table, 0 for nothing."""
+    words: NDArray[np.int64]
+    """(R, 24) tokens of the words for them, 0 for none."""
+    waves: NDArray[np.float32]
+    """(R, 60)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,29 +62,28 @@ class Labelled:
     """One conversation, with the labels of what it shows."""
 
     encoded: Encoded
-    codes: NDArray[np.int64]
-    """(rows, 38) codes of each row's labels, 0 for nothing."""
-    words: NDArray[np.int64]
-    """(rows, 16) tokens of the words for them."""
+    shown: Shown
 
 
 class Oracle(nn.Module):
-    """Rows from labels: the sum of a vector per label and place in the token, and of where the token stands.
+    """Rows from labels: the sum of a vector per code and place in the token, and of one per wave.
 
-    The words for the labels are added, each once: what a question asks for then looks like what the picture shows from
+    The words for the codes are added, each once: what a question asks for then looks like what the picture shows from
     the first step on. (Without them, 31 % of typed questions were right after 500 steps, with each word to be learnt
     from each place in a token.)
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        # Of three axes, so that Muon, which is for hidden matrices, leaves it to AdamW.
-        self.table = nn.Parameter(torch.randn(1, 1 + 4 * _NUM_CODES + 2 * NUM_PLACES, dim) * 0.15)
+        # Of three axes, so that Muon, which is for hidden matrices, leaves them to AdamW.
+        self.table = nn.Parameter(torch.randn(1, 1 + 4 * _NUM_CODES, dim) * 0.15)
+        self.waves = nn.Parameter(torch.randn(1, NUM_WAVES, dim) * 0.15)
 
-    def forward(self, codes: Tensor, words: Tensor, embed: nn.Embedding) -> Tensor:
-        """codes: (R, 38), words: (R, 16) token ids, 0 for none -> (R, D). embed: the decoder's."""
-        shown = F.embedding_bag(words, embed.weight, mode="sum", padding_idx=0)
-        return shown + F.embedding_bag(codes, self.table[0], mode="sum", padding_idx=0)
+    def forward(self, shown: Shown, embed: nn.Embedding) -> Tensor:
+        """(R, D). embed: the decoder's."""
+        words = F.embedding_bag(torch.from_numpy(shown.words), embed.weight, mode="sum", padding_idx=0)
+        codes = F.embedding_bag(torch.from_numpy(shown.codes), self.table[0], mode="sum", padding_idx=0)
+        return words + codes + torch.from_numpy(shown.waves).to(codes.dtype) @ self.waves[0]
 
 
 class Speller:
@@ -86,10 +98,10 @@ class Speller:
                     # As it stands in the middle of a question; letters and digits are tokens of their own.
                     self.ids[field, value] = tokenizer.encode(name if len(name) == 1 else f" {name}", "start").ids[0]
 
-    def __call__(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(tokens, 4, 9) labels -> (tokens, 16) ids, each at most once a token."""
-        chosen = labels[..., list(WORDS)]
-        ids = np.sort(self.ids[list(WORDS), chosen].reshape(len(labels), -1), axis=1)
+    def __call__(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(tokens, 4, 7) codes -> (tokens, 24) ids, each at most once a token."""
+        chosen = codes[..., list(WORDS)]
+        ids = np.sort(self.ids[list(WORDS), chosen].reshape(len(codes), -1), axis=1)
         ids[:, 1:][ids[:, 1:] == ids[:, :-1]] = 0
         return ids
 
@@ -107,56 +119,56 @@ class LanguageModel(nn.Module):
                 spread_normal_(tensor, 0.3 if name.endswith(("out.weight", "down.weight")) else 1.0)
         self.oracle = Oracle(decoder.config.dim)
 
-    def logits(self, batch: Batch, codes: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, batch: Batch, shown: Shown) -> tuple[Tensor, Tensor]:
         """Logits (M, V) of the taught tokens, and these (M,)."""
-        rows = self.oracle(codes, words, self.vlm.decoder.embed)
+        rows = self.oracle(shown, self.vlm.decoder.embed)
         if self.training:
             rows = rows + torch.randn_like(rows) * NOISE
         places, wanted = batch.targets()
         return self.vlm.logits(self.vlm.hidden(batch, rows=rows, wanted=places)), wanted
 
 
-def codes(labels: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(tokens, 4, 9) labels and (tokens, 2) places -> (tokens, 38) rows of the oracle's table."""
-    numbered = 1 + np.arange(4)[:, None] * _NUM_CODES + _OFFSETS + labels
-    placed = 1 + 4 * _NUM_CODES + np.array([0, NUM_PLACES]) + places
-    return np.concatenate([np.where(labels > 0, numbered, 0).reshape(len(labels), -1), placed], axis=1)
+def told(codes: NDArray[np.int64], numbers: NDArray[np.float32], speller: Speller) -> Shown:
+    """(R, 4, 7) codes and (R, 4, 5) numbers of the patches of R tokens, as the oracle reads them."""
+    numbered = 1 + np.arange(4)[:, None] * _NUM_CODES + _OFFSETS + codes
+    numbered = np.where(codes > 0, numbered, 0).reshape(len(codes), -1)
+    # Things stand too far apart for two to be centred in one token.
+    return Shown(numbered, speller(codes), waves(numbers).sum(axis=1))
 
 
-def labels_of(shown: Sample) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(rows, 4, 9) labels and (rows, 2) places of everything a sample shows, in the order of its rows."""
-    scenes = list(shown.pictures)
-    if shown.clip:
-        scenes += [shown.clip.between(pair) for pair in range(len(shown.clip.frames) // 2)]
-    labels = [patch_labels(scene) for scene in scenes]
-    places = [token_places(each.shape[0] // 2, each.shape[1] // 2) for each in labels]
-    return np.concatenate([in_blocks(each) for each in labels]), np.concatenate(places)
+def labels_of(sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(R, 4, 7) codes and (R, 4, 5) numbers of everything a sample shows, in the order of its rows."""
+    scenes = list(sample.pictures)
+    if sample.clip:
+        scenes += [sample.clip.between(pair) for pair in range(len(sample.clip.frames) // 2)]
+    codes, numbers = zip(*(patch_labels(scene).in_blocks() for scene in scenes), strict=True)
+    return np.concatenate(codes), np.concatenate(numbers)
 
 
-def labelled(seed: int, index: int, split: Split, encoder: Encoder, speller: Speller) -> Labelled:
-    """Sample `index` of a split, without painting it."""
-    shown = sample(seed, index, split, num_questions=QUESTIONS)
-    encoded = encoder.encode(conversation(shown, painted=False), mode="train")
-    rng = np.random.default_rng([seed, index])
-    labels, places = labels_of(shown)
-    if split == "train":
-        labels = forgetful(labels, rng)
-    return Labelled(encoded, codes(labels, places), speller(labels))
+def labelled(seed: int, index: int, encoder: Encoder, speller: Speller) -> Labelled:
+    """Sample `index` of those for training, without painting it."""
+    drawn = sample(seed, index, "train", num_questions=QUESTIONS)
+    encoded = encoder.encode(conversation(drawn, painted=False), mode="train")
+    codes, numbers = forgetful(*labels_of(drawn), np.random.default_rng([seed, index]))
+    return Labelled(encoded, told(codes, numbers, speller))
 
 
-def forgetful(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Labels with some covers and colours missing."""
-    kept = labels.copy()
-    kept[..., 1:3] *= rng.random((*labels.shape[:2], 2)) >= DROPOUT
-    return kept
+def forgetful(
+    codes: NDArray[np.int64], numbers: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Labels with some covers and colours missing, and with numbers a little off."""
+    kept = codes.copy()
+    kept[..., [COVER, INK]] *= rng.random((*codes.shape[:2], 2)) >= DROPOUT
+    off = rng.normal(0, JITTER, numbers.shape).astype(np.float32)
+    return kept, np.where(numbers > 0, numbers + off, numbers)
 
 
 def loss(module: nn.Module, samples: list[Labelled]) -> Tensor:
     """Mean cross-entropy of the taught tokens."""
     assert isinstance(module, LanguageModel)
-    batch = pack([each.encoded for each in samples])
-    shown = [torch.from_numpy(np.concatenate([getattr(each, name) for each in samples])) for name in ("codes", "words")]
-    found, wanted = module.logits(batch, *shown)
+    fields = ([getattr(each.shown, name) for each in samples] for name in ("codes", "words", "waves"))
+    shown = Shown(*map(np.concatenate, fields))
+    found, wanted = module.logits(pack([each.encoded for each in samples]), shown)
     return F.cross_entropy(found.float(), wanted)
 
 
@@ -166,15 +178,14 @@ def measure(module: nn.Module, encoder: Encoder, speller: Speller, *, count: int
     assert isinstance(module, LanguageModel)
     right: dict[str, list[bool]] = {}
     for index in range(count):
-        shown = sample(1, index, "heldout", num_questions=QUESTIONS)
-        alone = [Sample(shown.pictures, shown.clip, (question,)) for question in shown.questions]
+        drawn = sample(1, index, "heldout", num_questions=QUESTIONS)
+        alone = [Sample(drawn.pictures, drawn.clip, (question,)) for question in drawn.questions]
         encoded = [encoder.encode(conversation(one, painted=False), mode="train") for one in alone]
-        labels, places = labels_of(shown)
-        rows = [torch.from_numpy(each).repeat(len(alone), 1) for each in (codes(labels, places), speller(labels))]
-        found, wanted = module.logits(pack(encoded), *rows)
+        labels = (np.tile(each, (len(alone), 1, 1)) for each in labels_of(drawn))
+        found, wanted = module.logits(pack(encoded), told(*labels, speller))
         good = found.argmax(-1) == wanted
         start = 0
-        for question, one in zip(shown.questions, encoded, strict=True):
+        for question, one in zip(drawn.questions, encoded, strict=True):
             stop = start + int(one.supervised[1:].sum())
             # Under the right beginning of an answer, greedy choice gives the answer iff it gives each of its tokens.
             right.setdefault(question.task, []).append(bool(good[start:stop].all()))
@@ -202,7 +213,7 @@ def run(folder: Path, *, seed: int, settings: Fit = RUN) -> None:
         settings,
         loss=lambda module, step: loss(
             module,
-            [labelled(seed, index, "train", encoder, speller) for index in range(step * BATCH, (step + 1) * BATCH)],
+            [labelled(seed, index, encoder, speller) for index in range(step * BATCH, (step + 1) * BATCH)],
         ),
         measure=lambda module: measure(module.eval(), encoder, speller),
         log=folder / "language.jsonl",

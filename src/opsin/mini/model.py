@@ -67,11 +67,11 @@ def decoder_config(vocab_size: int) -> DecoderConfig:
     """The language model: Qwen2's construction."""
     return DecoderConfig(
         vocab_size=vocab_size,
-        dim=160,
+        dim=192,
         num_layers=6,
-        num_heads=5,
-        num_kv_heads=5,
-        mlp_dim=432,
+        num_heads=6,
+        num_kv_heads=6,
+        mlp_dim=512,
         norm_eps=1e-6,
         attention_bias="qkv",
         head="own",

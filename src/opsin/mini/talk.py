@@ -40,10 +40,11 @@ def asked(sample: Sample, text: str, *, shows: bool) -> Message:
 
 
 def answered(question: Question) -> Message:
-    """An answer; with its box, where it has one."""
-    if question.box is None:
+    """An answer; of names with their boxes, where it has some."""
+    if not question.boxes:
         return Message("assistant", (TextPart(question.answer),))
-    return Message("assistant", (NamePart(question.answer), BoxPart((question.box,), 0)))
+    named = [part for name, box in question.boxes for part in (NamePart(name), BoxPart((box,), 0))]
+    return Message("assistant", tuple(named))
 
 
 def shown(sample: Sample, messages: list[Message], *, id: str = "", painted: bool = True) -> Conversation:

@@ -42,7 +42,7 @@ from opsin.spec.recipe import AdamW, Muon
 
 FILE = "tower.safetensors"
 RUN = Fit(
-    steps=3400,
+    steps=3600,
     optim=Muon(lr=0.005, weight_decay=0.02, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
 )
 PATCHES = 3600
