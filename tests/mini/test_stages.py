@@ -15,8 +15,8 @@ from opsin.encode import Encoder
 from opsin.generate import Chat
 from opsin.media.image import open_image
 from opsin.media.prepare import prepare
-from opsin.mini import connect, language, recipe, ship, tower, words
-from opsin.mini.labels import FIELDS, in_blocks, patch_labels
+from opsin.mini import connect, labels, language, recipe, ship, tower, words
+from opsin.mini.labels import FIELDS, NUM_WAVES, patch_labels
 from opsin.mini.model import CHAT, config
 from opsin.mini.talk import conversation
 from opsin.mini.tasks import sample
@@ -55,18 +55,35 @@ def test_pictures_are_cut_as_the_library_prepares_them() -> None:
     ours = tower.to_patches(np.stack([np.asarray(picture)] * 2))
     np.testing.assert_allclose(ours.numpy(), prepared.patches, atol=1e-5)
     # One row of labels for each slot of the picture.
-    assert len(in_blocks(patch_labels(scene))) == plan.num_slots
+    codes, numbers = patch_labels(scene).in_blocks()
+    assert len(codes) == len(numbers) == plan.num_slots
 
 
 def test_labels_stand_for_rows() -> None:
     tokenizer = load_tokenizer(_tokenizer())
     encoder, speller = Encoder(config(tokenizer), tokenizer), language.Speller(tokenizer)
     for index in range(30):  # pictures, pairs of pictures and clips
-        one = language.labelled(0, index, "train", encoder, speller)
-        assert one.codes.shape == (one.encoded.num_image_tokens, 4 * len(FIELDS) + 2)
+        one = language.labelled(0, index, encoder, speller)
+        assert one.shown.codes.shape == (one.encoded.num_image_tokens, 4 * len(FIELDS))
+        assert one.shown.waves.shape == (one.encoded.num_image_tokens, NUM_WAVES)
         shown = sample(0, index, "train", num_questions=language.QUESTIONS)
         painted = encoder.encode(conversation(shown), mode="train")
         assert painted.ids.tolist() == one.encoded.ids.tolist()
+
+
+def test_reaches_lead_from_the_middle_of_a_patch_to_the_sides_of_the_box() -> None:
+    pages = tower.batch(0, 3, "train")
+    here = pages.codes[:, labels.DOWN] > 0
+    far = (pages.reaches(here) + 1) * tower.REACH
+    height, width = (pages.grids[0, 1:] * tower.PATCH).tolist()
+    sides = pages.numbers[here, 4] * labels.UNIT
+    torch.testing.assert_close(far[:, 0] + far[:, 2], sides)
+    torch.testing.assert_close(far[:, 1] + far[:, 3], sides)
+    left = pages.places[here, 1] * width - far[:, 0]
+    torch.testing.assert_close(left, pages.numbers[here, 0] * width, atol=1e-3, rtol=0)
+    thirds = (pages.numbers[here][:, [1, 3]].mean(1) * 3).long().clamp(max=2) + 1
+    assert torch.equal(thirds, pages.codes[here, labels.DOWN])
+    assert height % tower.TOKEN == 0
 
 
 def test_every_stage_writes_its_part_and_its_log(folder: Path) -> None:

@@ -12,10 +12,10 @@ from opsin.demo.labels import ANCHORS
 from opsin.demo.scene import HELDOUT_PAIRS, is_heldout
 from opsin.mini import scenes
 from opsin.mini.evaluation import heldout, make, shown
-from opsin.mini.labels import ANCHOR, in_blocks, patch_labels
+from opsin.mini.labels import ACROSS, ANCHOR, DOWN, NUM_NUMBERS, patch_labels, waves
 from opsin.mini.model import PATCH, RESOLUTION, TOKEN, shown_size
 from opsin.mini.talk import conversation
-from opsin.mini.tasks import EXERCISES, TASKS, Sample, box_of, sample
+from opsin.mini.tasks import EXERCISES, TASKS, TELLING, Sample, box_of, sample
 
 SAMPLES = [sample(0, index, "train") for index in range(400)]
 HELDOUT_NAMES = {f"{color} {shape}" for shape, color in HELDOUT_PAIRS}
@@ -96,15 +96,60 @@ def test_answers_are_those_of_the_scene() -> None:
 def test_labels_stand_where_things_are() -> None:
     scene = next(one.pictures[0] for one in SAMPLES if one.pictures and len(one.pictures[0].things) > 2)
     labels, (width, height) = patch_labels(scene), shown_size(scene)
-    assert labels.shape == (height // PATCH, width // PATCH, 9)
+    assert labels.grid == (height // PATCH, width // PATCH)
+    assert labels.numbers.shape == (*labels.grid, NUM_NUMBERS)
+    tokens, _ = labels.in_blocks()
     for thing in scene.things:
         row = int(thing.y * height / scene.size[1] // PATCH)
         column = int(thing.x * width / scene.size[0] // PATCH)
-        assert ANCHORS[labels[row, column, ANCHOR]] == thing.shape
+        assert ANCHORS[labels.codes[row, column, ANCHOR]] == thing.shape
+        assert (labels.codes[row, column, DOWN] - 1, labels.codes[row, column, ACROSS] - 1) == thing.cell
+        left, _, right, _, side = labels.numbers[row, column]
+        assert (right - left) * scene.size[0] == pytest.approx(thing.size, rel=1e-5) == side * 40
         # The block that holds this patch is the token that shows it.
-        tokens = in_blocks(labels)
         token = tokens[(row // 2) * (width // TOKEN) + column // 2]
         assert ANCHORS[token[(row % 2) * 2 + column % 2, ANCHOR]] == thing.shape
+
+
+def test_waves_tell_numbers_apart_and_nothing_is_none() -> None:
+    numbers = np.full((3, NUM_NUMBERS), 0.5, np.float32)
+    numbers[1, 0], numbers[2] = 0.51, 0
+    half, near, none = waves(numbers)
+    assert 0.5 < np.linalg.norm(half - near) < 0.7
+    assert not none.any()
+
+
+def test_what_tells_much_comes_last() -> None:
+    for one in SAMPLES:
+        telling = [question.task in TELLING for question in one.questions]
+        assert telling == sorted(telling)
+
+
+def test_exercises_say_what_the_scene_shows() -> None:
+    seen = Counter()
+    for one in SAMPLES:
+        for question in one.questions:
+            if question.task not in ("counts", "sizes", "relations"):
+                continue
+            things = {thing.name: thing for thing in one.pictures[0].things}
+            first = next((thing for name, thing in things.items() if name in question.text), None)
+            for part in question.answer.rstrip(".").replace(" and ", ", ").split(", "):
+                seen[question.task] += 1
+                if question.task == "counts":
+                    name, number = part.split()
+                    shown = [name in (thing.color, thing.shape) for thing in one.pictures[0].things]
+                    assert sum(shown) == int(number)
+                    continue
+                color, shape, said = part.split(" ", 2)
+                other = things[f"{color} {shape}"]
+                assert first
+                if question.task == "sizes":
+                    assert (other.size > first.size) == (said == "larger")
+                else:
+                    dx, dy = other.x - first.x, other.y - first.y
+                    far = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}
+                    assert far[said] == max(far.values())
+    assert min(seen.values()) > 100
 
 
 def test_a_moving_thing_is_labelled_half_way() -> None:
@@ -125,7 +170,7 @@ def test_pictures_have_the_size_of_their_scene() -> None:
 def test_a_box_is_told_in_steps() -> None:
     scene = next(one.pictures[0] for one in SAMPLES if one.pictures and one.pictures[0].things)
     for value, side in zip(box_of(scene.things[0], scene.size).sides, scene.size * 2, strict=True):
-        assert value % 10 == 0
+        assert value % 20 == 0
         assert 0 <= value <= 1000
         assert side > 0
 

@@ -14,7 +14,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="optimizer steps, if other than those of the shipped model")
-    parser.add_argument("--go-on", action="store_true", help="tower: from the one in FOLDER, on other pictures")
     given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
     # Each stage is imported when it is asked for: the tokenizer needs no torch.
@@ -40,8 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         part = {"tower": tower, "language": language, "connect": connect}[given.stage]
         settings = replace(part.RUN, steps=given.steps or part.RUN.steps)
-        more = {"goes_on": True} if given.go_on else {}
-        part.run(given.folder, seed=given.seed, settings=settings, **more)
+        part.run(given.folder, seed=given.seed, settings=settings)
 
 
 if __name__ == "__main__":

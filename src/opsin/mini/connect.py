@@ -46,8 +46,8 @@ class Connecting(nn.Module):
         pages = tower.batch(seed, step, "train")
         with torch.no_grad():
             features = self.vlm.vision(pages.patches.to(self.vlm.vision.patch.weight.dtype), pages.grids)
-            blocks = (each.unflatten(0, (-1, 4)).numpy() for each in (pages.codes, pages.numbers))
-            wanted = self.oracle(told(*blocks, self.speller), self.vlm.decoder.embed).float()
+            codes, numbers = (each.unflatten(0, (-1, 4)).numpy() for each in (pages.codes, pages.numbers))
+            wanted = self.oracle(told(codes, numbers, self.speller), self.vlm.decoder.embed).float()
         rows = self.vlm.connector(features, pages.grids).float()
         return F.mse_loss(rows, wanted) / wanted.var()
 

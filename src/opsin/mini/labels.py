@@ -1,8 +1,8 @@
 """What stands in each patch: dense supervision for the tower, and what the language model reads before it sees pixels.
 
 Seven codes a patch, each 0 for nothing: what is centred there, what covers it, in which colour; where a letter or digit
-is centred, which one stands before it; how high the bar is that covers the patch; and where a thing is centred, in which
-third of the height and of the width. A thing's patch also has the numbers of its box.
+is centred, which one stands before it; how high the bar is that covers the patch; and where a thing is centred, in
+which third of the height and of the width. A thing's patch also has the numbers of its box.
 """
 
 from dataclasses import dataclass

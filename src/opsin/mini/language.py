@@ -1,9 +1,9 @@
 """Second stage, beside the first: the language model learns to answer before it has seen a pixel.
 
 Where a picture's rows will stand, it is given the labels of the patches (`labels.py`), as rows made of a learned vector
-per code and place in the token, of the words for the codes, and of the waves of a thing's box. So both halves of the model learn at the same time,
-each from exactly what it needs to know; `connect.py` then teaches the connector to write such rows from what the tower
-sees.
+per code and place in the token, of the words for the codes, and of the waves of a thing's box. So both halves of the
+model learn at the same time, each from exactly what it needs to know; `connect.py` then teaches the connector to write
+such rows from what the tower sees.
 """
 
 from dataclasses import dataclass
@@ -181,8 +181,10 @@ def measure(module: nn.Module, encoder: Encoder, speller: Speller, *, count: int
         drawn = sample(1, index, "heldout", num_questions=QUESTIONS)
         alone = [Sample(drawn.pictures, drawn.clip, (question,)) for question in drawn.questions]
         encoded = [encoder.encode(conversation(one, painted=False), mode="train") for one in alone]
-        labels = (np.tile(each, (len(alone), 1, 1)) for each in labels_of(drawn))
-        found, wanted = module.logits(pack(encoded), told(*labels, speller))
+        codes, numbers = labels_of(drawn)
+        each_time = (len(alone), 1, 1)
+        shown = told(np.tile(codes, each_time), np.tile(numbers, each_time), speller)
+        found, wanted = module.logits(pack(encoded), shown)
         good = found.argmax(-1) == wanted
         start = 0
         for question, one in zip(drawn.questions, encoded, strict=True):
