@@ -76,8 +76,8 @@ class Oracle(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         # Of three axes, so that Muon, which is for hidden matrices, leaves them to AdamW.
-        self.table = nn.Parameter(torch.randn(1, 1 + 4 * _NUM_CODES, dim) * 0.15)
-        self.waves = nn.Parameter(torch.randn(1, NUM_WAVES, dim) * 0.15)
+        self.table = nn.Parameter(torch.randn(1, 1 + 4 * _NUM_CODES, dim) * 0.1)
+        self.waves = nn.Parameter(torch.randn(1, NUM_WAVES, dim) * 0.05)
 
     def forward(self, shown: Shown, embed: nn.Embedding) -> Tensor:
         """(R, D). embed: the decoder's."""
