@@ -164,12 +164,20 @@ def forgetful(
 
 
 def loss(module: nn.Module, samples: list[Labelled]) -> Tensor:
-    """Mean cross-entropy of the taught tokens."""
+    """Cross-entropy of the taught tokens, of which those of an answer of n count 1 / sqrt(n) each."""
     assert isinstance(module, LanguageModel)
     fields = ([getattr(each.shown, name) for each in samples] for name in ("codes", "words", "waves"))
     shown = Shown(*map(np.concatenate, fields))
     found, wanted = module.logits(pack([each.encoded for each in samples]), shown)
-    return F.cross_entropy(found.float(), wanted)
+    weights = torch.from_numpy(np.concatenate([_weights(each.encoded.supervised) for each in samples]))
+    return (F.cross_entropy(found.float(), wanted, reduction="none") * weights).sum() / weights.sum()
+
+
+def _weights(taught: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Of each taught token: 1 over the root of the number of those that it stands among."""
+    borders = np.flatnonzero(np.diff(taught, prepend=False, append=False))
+    lengths = borders[1::2] - borders[::2]
+    return np.repeat(lengths**-0.5, lengths).astype(np.float32)
 
 
 @torch.no_grad()
