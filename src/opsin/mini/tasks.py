@@ -92,7 +92,7 @@ def ask(
     best = sorted(found, key=lambda each: -each[0])[:num_questions]
     questions = [question for _, question in best]
     rng.shuffle(questions)
-    # Long answers tell what others ask for, which can then be answered from the text; so every other time they come last.
+    # Long answers tell what others ask for, which can then be read in the text; so every other time they come last.
     if rng.random() < 0.5:
         questions.sort(key=lambda question: question.task in TELLING)
     return tuple(questions)
