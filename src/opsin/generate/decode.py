@@ -34,7 +34,12 @@ Finish = Literal["stop_token", "stop_string", "length"]
 """Why an answer ended: a stop token, a stop string, or no room for more (`max_new_tokens`, or the model's context)."""
 
 PREFILL_TOKENS = 1024
-"""Most tokens that a CPU is given at once of several prompts; a longer prompt is run alone."""
+"""Most tokens of several prompts that a CPU runs at once; a longer prompt runs alone.
+
+A processor gains nothing from more. Each layer's results (27 MB for an MLP of 2,816 in bfloat16, eight prompts of 608
+tokens) then no longer fit its caches, and are fresh memory, which the system clears page by page: 472,000 page faults
+and 0.8 s of 15.6 s of one core, where groups of this size have next to none and take 15.1 s.
+"""
 
 
 @dataclass(frozen=True)
@@ -246,7 +251,10 @@ def next_positions(encoded: Sequence[Encoded], device: torch.device) -> Tensor:
 
 
 def prefill(vlm: VLM, encoded: Sequence[Encoded], cache: KVCache | None, *, room: int) -> tuple[Tensor, KVCache]:
-    """Run what of the prompts is not in the cache. Returns logits (prompts, V) after each prompt's last token."""
+    """Run what of the prompts is not in the cache. Returns logits (prompts, V) after each prompt's last token.
+
+    On a CPU that is done in groups of neighbouring prompts, see `PREFILL_TOKENS`.
+    """
     weight = vlm.decoder.embed.weight
     if cache is None:
         cache = KVCache(
@@ -257,6 +265,7 @@ def prefill(vlm: VLM, encoded: Sequence[Encoded], cache: KVCache | None, *, room
             device=weight.device,
         )
     lengths = [prompt.num_tokens - length for prompt, length in zip(encoded, cache.lengths, strict=True)]
+    # What an encoder reads of all rows is one block of memory, so its prompts stay together.
     is_split = weight.device.type == "cpu" and not isinstance(vlm.decoder, Seq2Seq)
     groups = _neighbours(lengths, max_tokens=PREFILL_TOKENS) if is_split else [slice(0, len(encoded))]
     if len(groups) == 1:
