@@ -38,7 +38,7 @@ PREFILL_TOKENS = 1024
 
 A processor gains nothing from more. Each layer's results (27 MB for an MLP of 2,816 in bfloat16, eight prompts of 608
 tokens) then no longer fit its caches, and are fresh memory, which the system clears page by page: 472,000 page faults
-and 0.8 s of 15.6 s of one core, where groups of this size have next to none and take 15.1 s.
+and 0.8 s of 15.6 s of one core, where groups of this size had none and took 15.1 s.
 """
 
 
