@@ -58,6 +58,18 @@ def test_select_forks_reorders_and_frees():
     assert row(cache, 2) == [200, 201, 202, 203], "forks do not share memory"
 
 
+def test_rows_taken_apart_write_into_the_same_memory():
+    cache = filled([3, 1, 4])
+    part = cache.rows(slice(1, 3))
+    assert (part.lengths, part.prompt_lengths, part.capacity) == ([1, 4], [1, 4], 8)
+    new = torch.full((2, 1, 1, 4), 7.0)
+    part.append(0, new, -new)
+    part.advance([1, 1])
+    assert cache.lengths == [3, 1, 4], "lengths are each cache's own"
+    cache.advance([0, 1, 1])
+    assert [row(cache, index) for index in range(3)] == [[0, 1, 2], [100, 7], [200, 201, 202, 203, 7]]
+
+
 def test_truncated_tokens_are_overwritten():
     cache = filled([4, 4])
     cache.truncate([2, 3])

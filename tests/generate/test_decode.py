@@ -9,6 +9,7 @@ import torch
 from generate.variants import sharpened_copy
 from opsin.collate import pad
 from opsin.errors import GenerationError, TokenizerError
+from opsin.generate import decode
 from opsin.generate.decode import generate, rest, stream
 from opsin.generate.sampling import Sampling
 from opsin.nn.cache import KVCache
@@ -77,6 +78,25 @@ def test_a_batched_answer_equals_the_single_one(toy, sampling):
         single = alone[answer.prompt][answer.sequence]
         assert (answer.ids, answer.text, answer.finish) == (single.ids, single.text, single.finish)
         assert answer.usage == single.usage
+
+
+def test_prompts_run_in_groups_are_answered_like_prompts_run_together(toy, monkeypatch):
+    encoded = prompts(toy)
+    expected = [answer.ids for answer in generate(toy.vlm, encoded, None, GREEDY)]
+    for max_tokens in (1, 2 * max(prompt.num_tokens for prompt in encoded)):
+        monkeypatch.setattr(decode, "PREFILL_TOKENS", max_tokens)
+        assert [answer.ids for answer in generate(toy.vlm, encoded, None, GREEDY)] == expected
+        # Rows that hold different shares of their prompts, in a cache that has to grow first.
+        cache = KVCache(toy.config.decoder, batch_size=4, capacity=1, dtype=torch.float32)
+        with torch.inference_mode():
+            toy.vlm.hidden(pad(encoded), cache)
+        cache.truncate([encoded[0].num_tokens - 1, 1, 0, 0])
+        assert [answer.ids for answer in generate(toy.vlm, encoded, None, GREEDY, cache=cache)] == expected
+
+
+def test_groups_hold_as_many_neighbours_as_fit():
+    groups = decode._neighbours([600, 3, 3, 600, 600, 500, 500], max_tokens=1024)
+    assert [(group.start, group.stop) for group in groups] == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 7)]
 
 
 def test_rows_that_end_early_leave_the_batch_and_change_nothing_for_the_rest(llava15):

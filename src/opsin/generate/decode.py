@@ -25,12 +25,21 @@ from opsin.generate.sampling import Randomness, Sampling, sample
 from opsin.generate.stops import AnswerText, Stops
 from opsin.nn.batch import Batch
 from opsin.nn.cache import KVCache, decode_dtype
+from opsin.nn.seq2seq import Seq2Seq
 from opsin.nn.vlm import VLM
 from opsin.spec.model import VLMConfig
 from opsin.text.tokenizer import Tokenizer
 
 Finish = Literal["stop_token", "stop_string", "length"]
 """Why an answer ended: a stop token, a stop string, or no room for more (`max_new_tokens`, or the model's context)."""
+
+PREFILL_TOKENS = 1024
+"""Most tokens of several prompts that a CPU runs at once; a longer prompt runs alone.
+
+A processor gains nothing from more. Each layer's results (27 MB for an MLP of 2,816 in bfloat16, eight prompts of 608
+tokens) then no longer fit its caches, and are fresh memory, which the system clears page by page: 472,000 page faults
+and 0.8 s of 15.6 s of one core, where groups of this size had none and took 15.1 s.
+"""
 
 
 @dataclass(frozen=True)
@@ -242,7 +251,10 @@ def next_positions(encoded: Sequence[Encoded], device: torch.device) -> Tensor:
 
 
 def prefill(vlm: VLM, encoded: Sequence[Encoded], cache: KVCache | None, *, room: int) -> tuple[Tensor, KVCache]:
-    """Run what of the prompts is not in the cache. Returns logits (prompts, V) after each prompt's last token."""
+    """Run what of the prompts is not in the cache. Returns logits (prompts, V) after each prompt's last token.
+
+    On a CPU that is done in groups of neighbouring prompts, see `PREFILL_TOKENS`.
+    """
     weight = vlm.decoder.embed.weight
     if cache is None:
         cache = KVCache(
@@ -252,9 +264,34 @@ def prefill(vlm: VLM, encoded: Sequence[Encoded], cache: KVCache | None, *, room
             dtype=decode_dtype(weight.dtype, weight.device),
             device=weight.device,
         )
-    batch = pad([rest(prompt, length) for prompt, length in zip(encoded, cache.lengths, strict=True)]).to(weight.device)
+    lengths = [prompt.num_tokens - length for prompt, length in zip(encoded, cache.lengths, strict=True)]
+    # What an encoder reads of all rows is one block of memory, so its prompts stay together.
+    is_split = weight.device.type == "cpu" and not isinstance(vlm.decoder, Seq2Seq)
+    groups = _neighbours(lengths, max_tokens=PREFILL_TOKENS) if is_split else [slice(0, len(encoded))]
+    if len(groups) == 1:
+        return _prefill(vlm, encoded, cache), cache
+    cache.reserve(max(cache.lengths) + max(lengths))
+    logits = torch.cat([_prefill(vlm, encoded[rows], cache.rows(rows)) for rows in groups])
+    cache.advance(lengths)
+    return logits, cache
+
+
+def _prefill(vlm: VLM, encoded: Sequence[Encoded], cache: KVCache) -> Tensor:
+    device = vlm.decoder.embed.weight.device
+    batch = pad([rest(prompt, length) for prompt, length in zip(encoded, cache.lengths, strict=True)]).to(device)
     last = [row * batch.ids.shape[1] + length - 1 for row, length in enumerate(batch.lengths)]
-    return vlm.logits(vlm.hidden(batch, cache, wanted=torch.tensor(last, device=weight.device))), cache
+    return vlm.logits(vlm.hidden(batch, cache, wanted=torch.tensor(last, device=device)))
+
+
+def _neighbours(lengths: Sequence[int], *, max_tokens: int) -> list[slice]:
+    """Neighbouring rows in groups, each of one row or of at most `max_tokens` tokens, padding included."""
+    groups, start, longest = [], 0, 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > start and longest * (row + 1 - start) > max_tokens:
+            groups.append(slice(start, row))
+            start, longest = row, length
+    return [*groups, slice(start, len(lengths))]
 
 
 def rest(encoded: Encoded, start: int) -> Encoded:

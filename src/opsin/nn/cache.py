@@ -1,6 +1,7 @@
 """The key/value cache: owned by the caller, passed in, never kept inside a module."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Self
 
@@ -126,6 +127,19 @@ class KVCache:
                 new = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
                 new[:, :, : old.shape[2]] = old
                 tensors[layer] = new
+
+    def rows(self, rows: slice) -> "KVCache":
+        """Some neighbouring rows as a cache of their own in the same memory, to be filled apart from the others.
+
+        Its lengths are its own: `advance` this one too. It must not grow, and has no encoder's memory.
+        """
+        assert self.memory is None, "what an encoder has read belongs to all rows together"
+        part = copy(self)
+        part.keys = [keys[rows] for keys in self.keys]
+        part.values = [values[rows] for values in self.values]
+        part.prompt_lengths = self.prompt_lengths[rows]
+        part._set_lengths(self.lengths[rows])
+        return part
 
     def mask(self, num_new: int) -> Mask:
         """What `num_new` tokens appended to every row may see: all that their row holds, and each other causally."""
