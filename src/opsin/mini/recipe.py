@@ -11,7 +11,7 @@ from opsin.text.messages import Conversation
 from opsin.train.log import Reporter
 from opsin.train.runner import run as train
 
-STEPS = 2300
+STEPS = 3200
 SAMPLES = 16
 """Samples per step, each with several questions in one conversation."""
 QUESTIONS = 6
@@ -68,7 +68,6 @@ def finetune(folder: Path, *, seed: int, steps: int = STEPS, reporter: Reporter 
         model=str(folder / START),
         output=str(folder / "training"),
         seed=seed,
-        precision="bfloat16",
         workers=1,
         log_every=25,
         checkpoint=Checkpoints(every=500),
