@@ -150,7 +150,7 @@ def test_what_a_picture_is_called_does_not_count(live):
         ({"max_tokens": 10**30}, "max_tokens"),
         ({"n": 0}, "n is 0; it must be from 1 to 8"),
         ({"n": 9, "temperature": 1}, "n is 9; it must be from 1 to 8"),
-        ({"n": 2}, "num_sequences 2 would give the same answer"),
+        ({"n": 2}, "n is 2, but at temperature 0 all answers would be the same"),
         ({"seed": -1}, "seed is -1"),
         ({"stop": ["x"] * 17}, "17 stop strings"),
         ({"stop": ["x" * 257]}, "a stop string has 257 characters"),

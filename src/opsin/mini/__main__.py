@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-STAGES = ("tokenizer", "tower", "language", "connect", "finetune", "practise", "ship")
+STAGES = ("tokenizer", "tower", "language", "connect", "finetune", "ship")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,15 +21,14 @@ def main(arguments: list[str] | None = None) -> None:
         from opsin.mini import words
 
         print(f"{words.write(given.folder)} tokens")
-    elif given.stage in ("finetune", "practise"):
+    elif given.stage == "finetune":
         from rich.console import Console
 
         from opsin.mini import recipe
         from opsin.train.log import Screen
 
-        run = recipe.finetune if given.stage == "finetune" else recipe.practise
         steps = {} if given.steps is None else {"steps": given.steps}
-        print(run(given.folder, seed=given.seed, reporter=Screen(Console(), every=50), **steps))
+        print(recipe.finetune(given.folder, seed=given.seed, reporter=Screen(Console(), every=50), **steps))
     elif given.stage == "ship":
         from opsin.mini import ship
 

@@ -26,7 +26,7 @@ FILE = "connector.safetensors"
 START = "start"
 """Folder, in the recipe's, of the whole model that fine-tuning starts from."""
 RUN = Fit(
-    steps=1200,
+    steps=1000,
     optim=Muon(lr=0.005, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
     warmup_steps=50,
 )

@@ -5,8 +5,9 @@ A sample is one or two pictures, or a clip, with questions of several tasks and 
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from opsin.demo.phrases import ALL_GROUPS, group_counts, listed, single, there_or_not, with_article
@@ -49,33 +50,36 @@ class Sample:
     questions: tuple[Question, ...] = field(default=())
 
 
+SHARES = (0.42, 0.22, 0.09, 0.14, 0.13)
+"""How often a sample is a picture of things, of writing, or of bars, two pictures, or a clip."""
+
+
 def sample(
-    seed: int, index: int, split: Split, *, num_questions: int = 8, weights: Mapping[str, float] | None = None
+    seed: int, index: int, split: Split, *, num_questions: int = 8, shares: tuple[float, ...] = SHARES
 ) -> Sample:
-    """Sample `index` of a split: a pure function of its arguments. weights: of some tasks, in place of their own."""
+    """Sample `index` of a split: a pure function of its arguments."""
     rng = random.Random(f"mini/{seed}/{split}/{index}")
     while True:
-        shown = _show(rng, split)
-        if questions := ask(shown, rng, split, num_questions=num_questions, weights=weights or {}):
+        shown = _show(rng, split, shares)
+        if questions := ask(shown, rng, split, num_questions=num_questions):
             return replace(shown, questions=questions)
 
 
-def _show(rng: random.Random, split: Split) -> Sample:
+def _show(rng: random.Random, split: Split, shares: tuple[float, ...]) -> Sample:
+    things, writing, bars, two, _ = accumulate(shares)
     dice = rng.random()
-    if dice < 0.42:
+    if dice < things:
         return Sample(pictures=(objects(rng, split),))
-    if dice < 0.64:
+    if dice < writing:
         return Sample(pictures=(reading(rng, split),))
-    if dice < 0.73:
+    if dice < bars:
         return Sample(pictures=(chart(rng, split),))
-    if dice < 0.87:
+    if dice < two:
         return Sample(pictures=two_pictures(rng, split))
     return Sample(clip=clip(rng, split))
 
 
-def ask(
-    shown: Sample, rng: random.Random, split: Split, *, num_questions: int, weights: Mapping[str, float]
-) -> tuple[Question, ...]:
+def ask(shown: Sample, rng: random.Random, split: Split, *, num_questions: int) -> tuple[Question, ...]:
     """Questions of as many tasks as the sample allows; of those with a larger weight more often, up to four of each."""
     found: list[tuple[float, Question]] = []
     seen: set[str] = set()
@@ -85,7 +89,7 @@ def ask(
             for target, answer, *boxes in maker(shown, rng, split):
                 text = rng.choice(phrasings).format(**target)
                 # Drawn without replacement, in proportion to the weights (Efraimidis and Spirakis, 2006).
-                rank = rng.random() ** (1 / weights.get(task, weight)) / (1 + round_)
+                rank = rng.random() ** (1 / weight) / (1 + round_)
                 if (key := f"{task} {target}") not in seen:
                     seen.add(key)
                     found.append((rank, Question(task, text, answer, tuple(boxes))))

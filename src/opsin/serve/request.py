@@ -215,8 +215,13 @@ def _sampling(fields: Fields, settings: Settings, max_tokens: int | None) -> Sam
     if not 1 <= number <= min(settings.max_choices, settings.max_rows):
         most = min(settings.max_choices, settings.max_rows)
         raise RequestError(f"n is {number}; it must be from 1 to {most}", param="n")
-    stop = (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop or ())
     temperature = 0.0 if fields.temperature is None else fields.temperature
+    if number > 1 and temperature == 0:
+        raise RequestError(
+            f"n is {number}, but at temperature 0 all answers would be the same; set a temperature, or leave n out",
+            param="n",
+        )
+    stop = (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop or ())
     # At temperature 0 the likeliest token is taken, which neither cuts off; clients send them by habit.
     drawn = temperature != 0
     top_k = fields.top_k if fields.top_k not in (-1, 0) else None  # what other servers call all
