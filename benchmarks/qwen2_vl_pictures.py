@@ -1,18 +1,24 @@
 """Qwen2-VL's pictures prepared by opsin and by transformers, side by side: exact and fast, as ratios.
 
     python benchmarks/qwen2_vl_pictures.py            # about a minute
+    python benchmarks/qwen2_vl_pictures.py --threads 1
     python benchmarks/qwen2_vl_pictures.py --json
 
-For each size the ways take turns, round by round, in one process, from the same decoded picture to the
-patches that the model reads. A ratio is taken inside each round (transformers' time over opsin's: above 1 opsin is
-faster); the median over rounds is printed. Before anything is timed, `exact` must give transformers' Pillow processor's
-numbers bit by bit, and the largest difference of `fast` to them is measured and printed beside its ratio.
+For each size the ways take turns, round by round, in one process, from the same decoded picture to the patches that the
+model reads. What ran just before has a say in how long a way takes, so each round has an order of its own, drawn from a
+seed. A ratio is taken inside each round (transformers' time over opsin's: above 1 opsin is faster); the median over
+rounds is printed. Before anything is timed, `exact` must give transformers' Pillow processor's numbers bit by bit, and
+the largest difference of `fast` to them is measured and printed beside its ratio.
+
+`--threads` are torch's; `exact` has up to four of its own for large pictures. Beside other programs `--processor-time`
+says more than the clock on the wall: it counts the work of all threads, and no waiting for a core.
 
 The processor that works on tensors needs torchvision; where it cannot be imported, its column is left out and said so.
 """
 
 import argparse
 import json
+import random
 import statistics
 import sys
 import time
@@ -67,8 +73,8 @@ def ways(image: Any) -> dict[str, Callable[[], Any]]:
     return found | {"tensors": lambda: tensors(image, return_tensors="pt")["pixel_values"]}
 
 
-def compare(size: tuple[int, int], rounds: int) -> dict[str, Any]:
-    """One row of the table. Raises SystemExit where `exact` is not exact."""
+def compare(size: tuple[int, int], rounds: int, now: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
+    """One row of the table. now: the clock. Raises SystemExit where `exact` is not exact."""
     import numpy as np
 
     from opsin import families
@@ -78,11 +84,13 @@ def compare(size: tuple[int, int], rounds: int) -> dict[str, Any]:
     if not np.array_equal(exact, pillow):
         raise SystemExit(f"{size}: the exact way differs from transformers' by {np.abs(exact - pillow).max()}")
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffle = list(calls), random.Random(0).shuffle
     for _ in range(rounds + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - began)
+        shuffle(order)
+        for name in order:
+            began = now()
+            calls[name]()
+            seconds[name].append(now() - began)
     timed = {name: values[1:] for name, values in seconds.items()}  # the first round warms up
 
     def ratio(theirs: str, ours: str) -> float | None:
@@ -107,16 +115,19 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--sizes", nargs="+", default=[f"{w}x{h}" for w, h in SIZES])
+    parser.add_argument("--processor-time", action="store_true", help="in place of the clock on the wall")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     rows = []
     for text in options.sizes:
         width, height = map(int, text.split("x"))
-        rows.append(compare((width, height), options.rounds))
+        now = time.process_time if options.processor_time else time.perf_counter
+        rows.append(compare((width, height), options.rounds, now))
     if options.json:
         print(json.dumps(rows, indent=1))
         return

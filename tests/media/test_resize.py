@@ -29,6 +29,6 @@ def test_large_pictures_equal_too() -> None:
 
 
 def test_a_pillow_whose_order_is_unknown_resizes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resize_module, "version", lambda name: "99.0")
+    monkeypatch.setattr(resize_module.PIL, "__version__", "99.0")
     monkeypatch.setattr(resize_module, "side_by_side", None)
     assert resize(Image.new("RGB", (600, 600)), (300, 300)).size == (300, 300)

@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.metadata import version
 from typing import TypeVar
 
+import PIL
 from PIL import Image
 
 from opsin.spec.plan import Size
@@ -31,7 +31,7 @@ _KNOWN = (11, 12, 13)
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
     """`image.resize(size, BICUBIC)`. image: RGB."""
-    pillow = int(version("pillow").split(".")[0])
+    pillow = int(PIL.__version__.split(".")[0])
     if pillow not in _KNOWN or min(image.width * image.height, size[0] * size[1]) < MIN_PIXELS or num_threads() == 1:
         return image.resize(size, Image.Resampling.BICUBIC)
     if begins_with_columns(image.size, size, pillow=pillow):
