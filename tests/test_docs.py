@@ -119,4 +119,4 @@ def test_ci_runs_the_readme_test_command() -> None:
     script = (ROOT / ".ci/run").read_text()
     assert "README.md" in script
     after: Callable[[str], str] = lambda text: text.split("<!-- tests -->", 1)[1]  # noqa: E731
-    assert re.search(r"^python3 .*pytest$", after(README), re.MULTILINE)
+    assert re.search(r"^python3 .*pytest -n 2 --dist loadfile$", after(README), re.MULTILINE)
