@@ -27,6 +27,7 @@ from opsin.media.resize import MIN_PIXELS, bands, resize, side_by_side
 from opsin.spec.plan import Canvas, ImagePlan, Size, Tile
 from opsin.spec.vision import VisionConfig
 
+Floats = NDArray[np.float32]
 Levels = NDArray[np.uint8]
 """8-bit pixels (H, W, 4): red, green, blue, and a byte that says nothing, as Pillow keeps them. Words are moved and
 resized faster than three bytes, and need no packing."""
@@ -44,26 +45,14 @@ class Kernels(Protocol):
     def resize(self, levels: Levels, size: Size) -> Levels:
         """(H, W, 4) to (height, width, 4)."""
 
-    def normalise(
-        self,
-        levels: NDArray[np.uint8],
-        mean: NDArray[np.float32],
-        std: NDArray[np.float32],
-        out: NDArray[np.float32],
-    ) -> None:
+    def normalise(self, levels: NDArray[np.uint8], mean: Floats, std: Floats, out: Floats) -> None:
         """Write (levels / 255 - mean) / std to `out`, whose shape the others broadcast to: (P, 3, frames, p * p)."""
 
 
 class _Exact:
     """The numbers of the authors' code: normalising in the same order; resizing is left to `draw_canvas`."""
 
-    def normalise(
-        self,
-        levels: NDArray[np.uint8],
-        mean: NDArray[np.float32],
-        std: NDArray[np.float32],
-        out: NDArray[np.float32],
-    ) -> None:
+    def normalise(self, levels: NDArray[np.uint8], mean: Floats, std: Floats, out: Floats) -> None:
         """The authors' image processors multiply by 1/255 in float64, round to float32, and go on in float32. Dividing
         by 255 in float32 gives the same 256 numbers."""
         values: NDArray[np.float32] = np.divide(levels, np.float32(255), dtype=np.float32)

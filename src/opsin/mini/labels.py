@@ -6,6 +6,7 @@ which third of the height and of the width. A thing's patch also has the numbers
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,11 +60,11 @@ class PatchLabels:
         """(tokens, 4, 7) and (tokens, 4, 5): as patches arrive, block by block, row by row within a block."""
         rows, columns = self.grid
 
-        def blocks(x: NDArray[np.generic]) -> NDArray[np.generic]:
+        def blocks(x: NDArray[Any]) -> NDArray[Any]:
             x = x.reshape(rows // 2, 2, columns // 2, 2, x.shape[-1])
             return x.transpose(0, 2, 1, 3, 4).reshape(-1, 4, x.shape[-1])
 
-        return blocks(self.codes).astype(np.int64), blocks(self.numbers).astype(np.float32)
+        return blocks(self.codes), blocks(self.numbers)
 
 
 def waves(numbers: NDArray[np.float32]) -> NDArray[np.float32]:

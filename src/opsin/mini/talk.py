@@ -25,11 +25,6 @@ def conversation(sample: Sample, *, id: str = "", painted: bool = True) -> Conve
     return shown(sample, messages, id=id, painted=painted)
 
 
-def question_alone(sample: Sample, question: Question) -> Conversation:
-    """One question, with its answer left to the model."""
-    return shown(sample, [asked(sample, question.text, shows=True)])
-
-
 def asked(sample: Sample, text: str, *, shows: bool) -> Message:
     """A question, behind what is shown."""
     parts: list[Part] = []

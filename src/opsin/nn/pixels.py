@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from opsin.spec.resample import begins_with_columns
 
+Floats = NDArray[np.float32]
+
 FAST_ERROR = "at most 2 of 255 levels away from Pillow, fewer than 1 value in 100 at all"
 """Measured for `Pixels("pillow")` in tests/nn/test_pixels.py over sizes, photographs and noise. Torch keeps the weights
 of the filter in 16 bits, Pillow in 22."""
@@ -33,13 +35,7 @@ class Pixels:
             levels = _resize(levels, (width, size[1]))
         return _resize(levels, size)
 
-    def normalise(
-        self,
-        levels: NDArray[np.uint8],
-        mean: NDArray[np.float32],
-        std: NDArray[np.float32],
-        out: NDArray[np.float32],
-    ) -> None:
+    def normalise(self, levels: NDArray[np.uint8], mean: Floats, std: Floats, out: Floats) -> None:
         """Write (levels / 255 - mean) / std to `out` as one product and one sum: the last bit may differ from the exact
         order. The others broadcast to the shape of `out`: where it has two equal frames, computing both in one pass is
         faster than copying the first.
