@@ -54,16 +54,23 @@ def test_a_run_over_an_earlier_one_is_allowed_and_over_other_files_refused(
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
-def test_time_decides_how_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "seconds_per_step", lambda *_, **__: 1.0)
-    model = demo.start(0)
+def test_time_decides_how_many_steps() -> None:
+    assert demo.planned_steps(0, 250, most=100) == 25
+    assert demo.planned_steps(1, 225, most=900) == 225
+    assert demo.planned_steps(1, 1e6, most=900) == 900
+    assert demo.planned_steps(1, 3240, most=None) == 3240
 
-    def steps(**options: object) -> int:
-        given = {"minutes": None, "quick": False, **options}
-        console = Console(quiet=True)
-        stages = demo.planned_stages(model, seed=0, device="cpu", console=console, **given)  # type: ignore[arg-type]
-        return sum(stage.steps or 0 for stage in stages)
 
-    assert steps() == demo.BUDGET_SECONDS
-    assert steps(quick=True) == demo.QUICK_SECONDS
-    assert steps(minutes=60) == 3600
+def test_a_stage_is_planned_by_the_speed_when_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As if another program were busy during the first measurement alone.
+    speeds = iter((10.0, 0.5))
+    monkeypatch.setattr(demo, "seconds_per_step", lambda *_, **__: next(speeds))
+    planned: list[int] = []
+    monkeypatch.setattr(demo, "train", lambda config, **_: planned.append(config.stages[0].steps))
+    model, console = demo.start(0), Console(width=120)
+    demo.train_stages(tmp_path, model, 250.0, capped=True, seed=0, device="cpu", console=console)
+    assert planned[0] == 8
+    assert 480 < planned[1] <= 500
+    assert "stage 'finetune', as many as there is time for" in capsys.readouterr().out

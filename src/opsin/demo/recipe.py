@@ -79,17 +79,6 @@ def demo_stages(pretrain_steps: int, finetune_steps: int) -> tuple[Stage, Stage]
     )
 
 
-def demo_run(output: str, *, seed: int, device: str, stages: tuple[Stage, ...]) -> RunConfig:
-    """The run file of the demo."""
-    return RunConfig(model="demo", output=output, seed=seed, device=device, workers=1, log_every=25, stages=stages)
-
-
-def demo_sources(seed: int, stages: tuple[Stage, ...]) -> dict[str, Drawn]:
-    """Pictures for each stage; every one is seen once."""
-    sources, first = {}, 0
-    for stage in stages:
-        assert stage.steps is not None
-        length = stage.steps * stage.batch.samples
-        sources[stage.name] = Drawn("captions" if stage.chat == "plain" else "questions", seed, first, length)
-        first += length
-    return sources
+def demo_run(output: str, *, seed: int, device: str, stage: Stage) -> RunConfig:
+    """The run file of one of the demo's stages."""
+    return RunConfig(model="demo", output=output, seed=seed, device=device, workers=1, log_every=25, stages=(stage,))

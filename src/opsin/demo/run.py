@@ -3,7 +3,7 @@
 OUT/opsin.json, model.safetensors, tokenizer.json   the model: `opsin chat OUT --image drawing.png`
     results.json                                    accuracy and controls, over all and per task
     report.html                                     what happened, on one page
-    training/                                       log.jsonl, run.yaml, checkpoints, the model after each stage
+    training/STAGE/                                 per stage: log.jsonl, run.yaml, checkpoints, the model at its end
     pictures/                                       the unseen pictures of the ten answers
 """
 
@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from opsin import __version__, weights
 from opsin.demo import shipped
-from opsin.demo.recipe import Drawn, demo_run, demo_sources, demo_stages
+from opsin.demo.recipe import Drawn, demo_run, demo_stages
 from opsin.demo.score import Asked, ask_all, mean_scores, scores_by_task
 from opsin.demo.tasks import heldout_questions, sample
 from opsin.encode import Encoder
@@ -80,12 +80,11 @@ def run(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = start(seed)
-    stages = planned_stages(model, seed=seed, device=device, minutes=minutes, quick=quick, console=console)
     shutil.rmtree(out, ignore_errors=True)
-    rows: list[Row] = []
-    config = demo_run(str(out / "training"), seed=seed, device=device, stages=stages)
-    reporter = Screen(console, every=config.log_every)
-    train(config, model=model, sources=demo_sources(seed, stages), on_row=rows.append, reporter=reporter)
+    seconds = minutes * 60 if minutes is not None else QUICK_SECONDS if quick else BUDGET_SECONDS
+    stages, rows = train_stages(
+        out / "training", model, seconds, capped=minutes is None, seed=seed, device=device, console=console
+    )
     vlm = model.vlm.eval()
     weights.save_native(out, vlm, model.config, model.tokenizer)
     encoder = Encoder(model.config, model.tokenizer)
@@ -125,22 +124,38 @@ def start(seed: int) -> Model:
     return Model(vlm=vlm, config=config, name="demo", tokenizer_folder=shipped.PARTS)
 
 
-def planned_stages(
-    model: Model, *, seed: int, device: str, minutes: float | None, quick: bool, console: Console
-) -> tuple[Stage, ...]:
-    """The stages with as many steps as the time allows on this machine, at most the default unless it was asked for."""
-    per_step = seconds_per_step(model, seed=seed, device=device)
-    seconds = minutes * 60 if minutes is not None else QUICK_SECONDS if quick else BUDGET_SECONDS
-    share = PRETRAIN_STEPS / (PRETRAIN_STEPS + FINETUNE_STEPS)
-    possible = max(20, int(seconds / per_step))
-    steps = possible if minutes is not None else min(possible, PRETRAIN_STEPS + FINETUNE_STEPS)
-    pretrain = max(8, round(steps * share))
-    stages = demo_stages(pretrain, max(8, steps - pretrain))
-    console.print(
-        f"A step takes {per_step:.2f} s here: {stages[0].steps} steps of pretraining, {stages[1].steps} of fine-tuning"
-        + (f", as many as fit into {seconds:.0f} s." if steps == possible else ".")
-    )
-    return stages
+def train_stages(
+    folder: Path, model: Model, seconds: float, *, capped: bool, seed: int, device: str, console: Console
+) -> tuple[tuple[Stage, ...], list[Row]]:
+    """Train both stages in about so many seconds; returns them, and what each step did.
+
+    How fast the machine is gets measured before each stage: another program may be busy beside one and not the other.
+    capped: at most the default numbers of steps.
+    """
+    started, rows, stages, first = time.perf_counter(), list[Row](), list[Stage](), 0
+    for number, most in enumerate((PRETRAIN_STEPS, FINETUNE_STEPS)):
+        per_step = seconds_per_step(model, seed=seed, device=device)
+        left = seconds - (time.perf_counter() - started)
+        steps = planned_steps(number, left / per_step, most if capped else None)
+        stage = demo_stages(steps, steps)[number]
+        console.print(
+            f"A step takes {per_step:.2f} s here: {steps} steps of stage {stage.name!r}"
+            + (", as many as there is time for." if not capped or steps < most else ".")
+        )
+        source = Drawn("questions" if number else "captions", seed, first, steps * stage.batch.samples)
+        config = demo_run(str(folder / stage.name), seed=seed, device=device, stage=stage)
+        reporter = Screen(console, every=config.log_every)
+        train(config, model=model, sources={stage.name: source}, on_row=rows.append, reporter=reporter)
+        stages.append(stage)
+        first += len(source)
+    return tuple(stages), rows
+
+
+def planned_steps(number: int, possible: float, most: int | None) -> int:
+    """Steps of stage `number`, 0 or 1, where so many steps can still be made: the first leaves the second its share."""
+    share = 1.0 if number else PRETRAIN_STEPS / (PRETRAIN_STEPS + FINETUNE_STEPS)
+    steps = max(8, round(possible * share))
+    return steps if most is None else min(steps, most)
 
 
 def seconds_per_step(model: Model, *, seed: int, device: str) -> float:
@@ -239,7 +254,6 @@ def build_report(
 
 def stage_views(out: Path, vlm: VLM, stages: Sequence[Stage], rows: Sequence[Row]) -> tuple[StageView, ...]:
     """What each stage trained, for how long, and its loss."""
-    curves = {curve.stage: curve for curve in read_curves(out / "training" / "log.jsonl")}
     views = []
     for stage in stages:
         trainable = choose(vlm, stage.trainable, idle=idle_tensors(vlm, vlm.config))
@@ -253,7 +267,7 @@ def stage_views(out: Path, vlm: VLM, stages: Sequence[Stage], rows: Sequence[Row
                 ),
                 seconds=sum(row["seconds"] for row in mine),
                 samples=sum(row["samples"] for row in mine),
-                curve=curves.get(stage.name),
+                curve=next(iter(read_curves(out / "training" / stage.name / "log.jsonl")), None),
             )
         )
     return tuple(views)
