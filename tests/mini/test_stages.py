@@ -11,15 +11,17 @@ from safetensors.torch import load_file
 
 from opsin.demo.drawn import draw
 from opsin.demo.fit import Fit
+from opsin.demo.scene import COLORS
 from opsin.encode import Encoder
 from opsin.generate import Chat
 from opsin.media.image import open_image
 from opsin.media.prepare import prepare
 from opsin.mini import connect, labels, language, recipe, ship, tower, words
+from opsin.mini.exercises import EXERCISES
 from opsin.mini.labels import FIELDS, NUM_WAVES, patch_labels
 from opsin.mini.model import CHAT, config
-from opsin.mini.talk import conversation
-from opsin.mini.tasks import sample
+from opsin.mini.samples import sample
+from opsin.mini.talk import conversation, encoded
 from opsin.text.tokenizer import load_tokenizer
 from opsin.weights import load
 
@@ -45,6 +47,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_of_exercises_only_what_is_found_is_taught(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    encoder = Encoder(config(tokenizer), tokenizer)
+    seen = set()
+    for index in range(60):
+        one = sample(0, index, "train", num_questions=12)
+        for question in (question for question in one.questions if question.task in EXERCISES):
+            seen.add(question.task)
+            shown = encoded(replace(one, questions=(question,)), encoder, painted=False)
+            taught = tokenizer.decode(shown.ids[shown.supervised].tolist())
+            # Of a name the colour says which is meant; the shape follows from it.
+            parts = question.told or tuple((name, "") for name, _ in question.boxes)
+            words = [" ".join([*given.split()[1:], found]) for given, found in parts]
+            if question.boxes:
+                assert not set(COLORS) & set(taught.split())
+                assert all(word.strip() in taught for word in words)
+                assert taught.count("(") == 2 * len(question.boxes)
+            else:
+                assert taught.split() == " ".join(words).split()
+    assert seen == set(EXERCISES)
+
+
 def test_pictures_are_cut_as_the_library_prepares_them() -> None:
     scene = next(s for s in (sample(0, n, "train").pictures[0] for n in (1, 2, 3)) if not any(x % 16 for x in s.size))
     picture = draw(scene)
@@ -65,7 +89,7 @@ def test_labels_stand_for_rows() -> None:
         one = language.labelled(0, index, encoder, speller)
         assert one.shown.codes.shape == (one.encoded.num_image_tokens, 4 * len(FIELDS))
         assert one.shown.waves.shape == (one.encoded.num_image_tokens, NUM_WAVES)
-        shown = sample(0, index, "train", num_questions=language.QUESTIONS)
+        shown = sample(0, index, "train", num_questions=language.QUESTIONS, only_exercises=True)
         painted = encoder.encode(conversation(shown), mode="train")
         assert painted.ids.tolist() == one.encoded.ids.tolist()
 

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from opsin.encode import Encoded, Encoder
 from opsin.mini.connect import START
-from opsin.mini.talk import conversation
-from opsin.mini.tasks import sample
+from opsin.mini.model import config
+from opsin.mini.samples import sample
+from opsin.mini.talk import encoded
 from opsin.spec.recipe import AdamW, BatchSize, Checkpoints, Muon, RunConfig, Schedule, Stage
-from opsin.text.messages import Conversation
+from opsin.text.tokenizer import load_tokenizer
 from opsin.train.log import Reporter
 from opsin.train.runner import run as train
 
@@ -28,6 +30,7 @@ class Drawn:
     first: int
     """Number of the first sample."""
     length: int
+    encoder: Encoder
 
     def __len__(self) -> int:
         return self.length
@@ -37,11 +40,11 @@ class Drawn:
         """What decides the samples."""
         return f"opsin-mini {self.seed} {self.first} {self.length}"
 
-    def sample(self, index: int, epoch: int) -> Conversation:
+    def sample(self, index: int, epoch: int) -> Encoded:
         """Sample `index` with all its questions in one conversation."""
         number = self.first + epoch * self.length + index
         shown = sample(self.seed, number, "train", num_questions=QUESTIONS, shares=SHARES)
-        return conversation(shown, id=f"mini-{number}")
+        return encoded(shown, self.encoder, id=f"mini-{number}")
 
 
 def stage(steps: int) -> Stage:
@@ -64,7 +67,8 @@ def stage(steps: int) -> Stage:
 
 def finetune(folder: Path, *, seed: int, steps: int = STEPS, reporter: Reporter | None = None) -> Path:
     """Train the model that `connect` wrote to `folder`; returns the folder of the trained model."""
-    config = RunConfig(
+    tokenizer = load_tokenizer(folder)
+    run_config = RunConfig(
         model=str(folder / START),
         output=str(folder / "training"),
         seed=seed,
@@ -74,5 +78,5 @@ def finetune(folder: Path, *, seed: int, steps: int = STEPS, reporter: Reporter 
         stages=(stage(steps),),
     )
     # Other samples than the language model has read.
-    source = Drawn(seed + 1, 0, steps * SAMPLES)
-    return train(config, sources={STAGE: source}, reporter=reporter).folder
+    source = Drawn(seed + 1, 0, steps * SAMPLES, Encoder(config(tokenizer), tokenizer))
+    return train(run_config, sources={STAGE: source}, reporter=reporter).folder
