@@ -17,10 +17,10 @@ from opsin.generate import Chat
 from opsin.media.image import open_image
 from opsin.media.prepare import prepare
 from opsin.mini import connect, labels, language, recipe, ship, tower, words
-from opsin.mini.exercises import EXERCISES
 from opsin.mini.labels import FIELDS, NUM_WAVES, patch_labels
 from opsin.mini.model import CHAT, config
-from opsin.mini.samples import sample
+from opsin.mini.practice import PRACTICE
+from opsin.mini.samples import sample, with_practice
 from opsin.mini.talk import conversation, encoded
 from opsin.text.tokenizer import load_tokenizer
 from opsin.weights import load
@@ -42,18 +42,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part in (tower, language, connect):
             patch.setattr(part, "measure", lambda *given: {"measured": 1.0}, raising=False)
             part.run(folder, seed=0, settings=few(part.RUN))
-        recipe.finetune(folder, seed=0, steps=2)
+        recipe.FINETUNE.run(folder, seed=0, steps=2)
+        recipe.PRACTISE.run(folder, seed=0, steps=2)
         ship.ship(folder)
     return folder
 
 
-def test_of_exercises_only_what_is_found_is_taught(folder: Path) -> None:
+def test_of_what_is_practised_only_what_is_found_is_taught(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     encoder = Encoder(config(tokenizer), tokenizer)
     seen = set()
     for index in range(60):
-        one = sample(0, index, "train", num_questions=12)
-        for question in (question for question in one.questions if question.task in EXERCISES):
+        one = sample(0, index, "train", num_questions=12, tasks=with_practice(1.0))
+        for question in (question for question in one.questions if question.task in PRACTICE):
             seen.add(question.task)
             shown = encoded(replace(one, questions=(question,)), encoder, painted=False)
             taught = tokenizer.decode(shown.ids[shown.supervised].tolist())
@@ -66,7 +67,7 @@ def test_of_exercises_only_what_is_found_is_taught(folder: Path) -> None:
                 assert taught.count("(") == 2 * len(question.boxes)
             else:
                 assert taught.split() == " ".join(words).split()
-    assert seen == set(EXERCISES)
+    assert seen == set(PRACTICE)
 
 
 def test_pictures_are_cut_as_the_library_prepares_them() -> None:
@@ -89,7 +90,7 @@ def test_labels_stand_for_rows() -> None:
         one = language.labelled(0, index, encoder, speller)
         assert one.shown.codes.shape == (one.encoded.num_image_tokens, 4 * len(FIELDS))
         assert one.shown.waves.shape == (one.encoded.num_image_tokens, NUM_WAVES)
-        shown = sample(0, index, "train", num_questions=language.QUESTIONS, only_exercises=True)
+        shown = sample(0, index, "train", num_questions=language.QUESTIONS)
         painted = encoder.encode(conversation(shown), mode="train")
         assert painted.ids.tolist() == one.encoded.ids.tolist()
 
@@ -117,7 +118,7 @@ def test_every_stage_writes_its_part_and_its_log(folder: Path) -> None:
     start = load_file(folder / connect.START / "model.safetensors")
     assert start["vision.patch.weight"].dtype == torch.float32
     torch.testing.assert_close(start["vision.patch.weight"].half(), load_file(folder / tower.FILE)["patch.weight"])
-    trained = load_file(folder / "training" / recipe.STAGE / "model.safetensors")
+    trained = load_file(folder / recipe.PRACTISE.folder / recipe.PRACTISE.name / "model.safetensors")
     moved = {name for name, tensor in trained.items() if not torch.equal(tensor, start[name])}
     assert {name.split(".")[0] for name in moved} == {"connector", "decoder"}
     shipped = load_file(folder / ship.SHIPPED / "model.safetensors")

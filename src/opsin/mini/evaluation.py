@@ -12,8 +12,6 @@ from opsin.mini.tasks import TASKS, Question, Sample
 PER_TASK = 100
 SEED = 1
 """Of the samples; training uses others."""
-SHARES = (0.42, 0.22, 0.09, 0.14, 0.13)
-"""As `samples.SHARES` once was, so that the questions stay what they are."""
 NUM_QUESTIONS = 12
 """Asked about one sample, of which `balanced` takes some."""
 SETTINGS = TaskSettings(
@@ -29,7 +27,7 @@ SETTINGS = TaskSettings(
 @cache
 def shown(index: int) -> Sample:
     """Sample `index` of the held-out ones."""
-    return sample(SEED, index, "heldout", num_questions=NUM_QUESTIONS, shares=SHARES)
+    return sample(SEED, index, "heldout", num_questions=NUM_QUESTIONS)
 
 
 def heldout(per_task: int = PER_TASK) -> list[tuple[int, Question]]:

@@ -22,7 +22,7 @@ from opsin.encode import Encoded, Encoder
 from opsin.mini.labels import ANCHOR, COVER, FIELDS, INK, NUM_WAVES, WORDS, patch_labels, waves
 from opsin.mini.model import config
 from opsin.mini.samples import sample
-from opsin.mini.talk import encoded
+from opsin.mini.talk import conversation
 from opsin.mini.tasks import Sample
 from opsin.nn.batch import Batch
 from opsin.spec.recipe import AdamW, Muon
@@ -30,14 +30,12 @@ from opsin.text.tokenizer import Tokenizer, load_tokenizer
 
 DECODER_FILE, ORACLE_FILE = "decoder.safetensors", "oracle.safetensors"
 RUN = Fit(
-    steps=2400,
+    steps=2200,
     optim=Muon(lr=0.003, weight_decay=0.02, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
 )
 BATCH = 16
 """Samples per step."""
 QUESTIONS = 8
-EXERCISE_STEPS = 400
-"""Steps at the beginning with exercises alone."""
 DROPOUT = 0.1
 """How often the cover or the colour of a patch is missing: no tower is always right."""
 NOISE = 0.1
@@ -122,8 +120,6 @@ class LanguageModel(nn.Module):
         self.vlm = weights.build(config(tokenizer), seed=seed)
         decoder = self.vlm.decoder
         nn.init.normal_(decoder.embed.weight, std=0.5)
-        # Logits are products with the same table: this makes them small at first.
-        nn.init.constant_(decoder.norm.get_parameter("weight"), 0.1)
         for name, tensor in decoder.layers.named_parameters():
             if tensor.ndim == 2:
                 spread_normal_(tensor, 0.3 if name.endswith(("out.weight", "down.weight")) else 1.0)
@@ -157,10 +153,10 @@ def labels_of(sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
 def labelled(seed: int, index: int, encoder: Encoder, speller: Speller) -> Labelled:
     """Sample `index` of those for training, without painting it."""
-    early = index < EXERCISE_STEPS * BATCH
-    drawn = sample(seed, index, "train", num_questions=QUESTIONS, only_exercises=early)
+    drawn = sample(seed, index, "train", num_questions=QUESTIONS)
+    encoded = encoder.encode(conversation(drawn, painted=False), mode="train")
     codes, numbers = forgetful(*labels_of(drawn), np.random.default_rng([seed, index]))
-    return Labelled(encoded(drawn, encoder, painted=False), told(codes, numbers, speller))
+    return Labelled(encoded, told(codes, numbers, speller))
 
 
 def forgetful(
@@ -198,14 +194,14 @@ def measure(module: nn.Module, encoder: Encoder, speller: Speller, *, count: int
     for index in range(count):
         drawn = sample(1, index, "heldout", num_questions=QUESTIONS)
         alone = [Sample(drawn.pictures, drawn.clip, (question,)) for question in drawn.questions]
-        asked = [encoded(one, encoder, painted=False) for one in alone]
+        encoded = [encoder.encode(conversation(one, painted=False), mode="train") for one in alone]
         codes, numbers = labels_of(drawn)
         each_time = (len(alone), 1, 1)
         shown = told(np.tile(codes, each_time), np.tile(numbers, each_time), speller)
-        found, wanted = module.logits(pack(asked), shown)
+        found, wanted = module.logits(pack(encoded), shown)
         good = found.argmax(-1) == wanted
         start = 0
-        for question, one in zip(drawn.questions, asked, strict=True):
+        for question, one in zip(drawn.questions, encoded, strict=True):
             stop = start + int(one.supervised[1:].sum())
             # Under the right beginning of an answer, greedy choice gives the answer iff it gives each of its tokens.
             right.setdefault(question.task, []).append(bool(good[start:stop].all()))

@@ -74,7 +74,7 @@ def decoder_config(vocab_size: int) -> DecoderConfig:
         mlp_dim=512,
         norm_eps=1e-6,
         attention_bias="qkv",
-        head="tied",  # a word of a picture's row can then be said by copying it: see `language`
+        head="own",
         # In Qwen2-VL's order columns read the slowest six of sixteen frequencies, which hardly turn within the ten
         # columns of a picture here; a base small enough for them would leave no slow frequency to find words with,
         # however far they are (tried with 30: after 500 steps 27 % of typed questions were right).

@@ -7,18 +7,19 @@ from itertools import accumulate
 
 from opsin.demo.scene import Split
 from opsin.mini.exercises import EXERCISES
+from opsin.mini.practice import PRACTICE
 from opsin.mini.scenes import chart, clip, objects, reading, two_pictures
 from opsin.mini.tasks import TASKS, Asked, Question, Sample
 
-SHARES = (0.40, 0.20, 0.08, 0.17, 0.15)
+SHARES = (0.42, 0.22, 0.09, 0.14, 0.13)
 """How often a sample is a picture of things, of writing, or of bars, two pictures, or a clip."""
-REHEARSAL = 0.4
-"""How often exercises are asked beside tasks, as a share of their weights."""
-TASKS_AND_EXERCISES = TASKS | {
-    name: (maker, wordings, REHEARSAL * weight) for name, (maker, wordings, weight) in EXERCISES.items()
-}
-TELLING = {"describe", *EXERCISES}
+TELLING = {"describe", *EXERCISES, *PRACTICE}
 """Whose answers say much."""
+
+
+def with_practice(factor: float) -> dict[str, Asked]:
+    """The tasks, and beside them what is practised, at so many times its weights."""
+    return TASKS | {name: (maker, wordings, factor * weight) for name, (maker, wordings, weight) in PRACTICE.items()}
 
 
 def sample(
@@ -28,11 +29,15 @@ def sample(
     *,
     num_questions: int = 8,
     shares: tuple[float, ...] = SHARES,
-    only_exercises: bool = False,
+    tasks: Mapping[str, Asked] | None = None,
 ) -> Sample:
-    """Sample `index` of a split: a pure function of its arguments."""
+    """Sample `index` of a split: a pure function of its arguments.
+
+    tasks: what to ask; where it is not given, the tasks and in training the exercises.
+    """
     rng = random.Random(f"mini/{seed}/{split}/{index}")
-    tasks = EXERCISES if only_exercises else TASKS if split == "heldout" else TASKS_AND_EXERCISES
+    if tasks is None:
+        tasks = TASKS | EXERCISES if split == "train" else TASKS
     while True:
         shown = _show(rng, split, shares)
         if questions := ask(shown, rng, split, tasks=tasks, num_questions=num_questions):
@@ -69,7 +74,7 @@ def ask(
             for target, answer, *boxes in maker(shown, rng, split):
                 text = rng.choice(phrasings).format(**target)
                 told: tuple[tuple[str, str], ...] = ()
-                if task in EXERCISES and not boxes:
+                if isinstance(answer, list):
                     # In any order, so that nothing but the name tells which one is meant.
                     told = tuple(rng.sample(answer, len(answer)))
                     answer = f"{', '.join(' '.join(part) for part in told)}."

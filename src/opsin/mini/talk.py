@@ -9,7 +9,7 @@ from PIL import Image
 from opsin.demo.drawn import draw
 from opsin.demo.scene import Scene
 from opsin.encode import Encoded, Encoder
-from opsin.mini.exercises import EXERCISES
+from opsin.mini.practice import PRACTICE
 from opsin.mini.tasks import Question, Sample
 from opsin.mini.words import PIECES
 from opsin.text.messages import (
@@ -60,7 +60,7 @@ def shown(sample: Sample, messages: list[Message], *, id: str = "", painted: boo
 
 
 def encoded(sample: Sample, encoder: Encoder, *, id: str = "", painted: bool = True) -> Encoded:
-    """The conversation about a sample, as training reads it: of exercises only what is found is taught."""
+    """The conversation about a sample, as training reads it: of what is practised only what is found is taught."""
     whole = encoder.encode(conversation(sample, id=id, painted=painted), mode="train")
     taught = whole.supervised.copy()
     names = iter(np.flatnonzero(whole.ids == encoder.tokenizer.control_id("<ref>")) + 1)
@@ -74,7 +74,7 @@ def encoded(sample: Sample, encoder: Encoder, *, id: str = "", painted: bool = T
             place += 1
         for name, _ in question.boxes:
             place = next(names)
-            if question.task in EXERCISES:
+            if question.task in PRACTICE:
                 taught[place : place + _unforeseen(name)] = False
     return replace(whole, supervised=taught)
 

@@ -29,7 +29,7 @@ class Question:
     boxes: tuple[tuple[str, Box], ...] = ()
     """What is shown where, which is then said in place of the answer: names and boxes, in thousandths of the sides."""
     told: tuple[tuple[str, str], ...] = ()
-    """The parts of an exercise's answer: what is asked about, which is not taught, and what is found about it."""
+    """The parts of a practised answer: what is asked about, and what is found about it."""
 
     @property
     def box(self) -> Box | None:
