@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from opsin.demo.drawn import draw
 from opsin.demo.fit import Fit
+from opsin.demo.scene import COLORS
 from opsin.encode import Encoder
 from opsin.generate import Chat
 from opsin.media.image import open_image
@@ -18,8 +19,9 @@ from opsin.media.prepare import prepare
 from opsin.mini import connect, labels, language, recipe, ship, tower, words
 from opsin.mini.labels import FIELDS, NUM_WAVES, patch_labels
 from opsin.mini.model import CHAT, config
-from opsin.mini.talk import conversation
-from opsin.mini.tasks import sample
+from opsin.mini.practice import PRACTICE
+from opsin.mini.samples import sample, with_practice
+from opsin.mini.talk import conversation, encoded
 from opsin.text.tokenizer import load_tokenizer
 from opsin.weights import load
 
@@ -40,9 +42,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part in (tower, language, connect):
             patch.setattr(part, "measure", lambda *given: {"measured": 1.0}, raising=False)
             part.run(folder, seed=0, settings=few(part.RUN))
-        recipe.finetune(folder, seed=0, steps=2)
+        recipe.FINETUNE.run(folder, seed=0, steps=2)
+        recipe.PRACTISE.run(folder, seed=0, steps=2)
         ship.ship(folder)
     return folder
+
+
+def test_of_what_is_practised_only_what_is_found_is_taught(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    encoder = Encoder(config(tokenizer), tokenizer)
+    seen = set()
+    for index in range(60):
+        one = sample(0, index, "train", num_questions=12, tasks=with_practice(1.0))
+        for question in (question for question in one.questions if question.task in PRACTICE):
+            seen.add(question.task)
+            shown = encoded(replace(one, questions=(question,)), encoder, painted=False)
+            taught = tokenizer.decode(shown.ids[shown.supervised].tolist())
+            # Of a name the colour says which is meant; the shape follows from it.
+            parts = question.told or tuple((name, "") for name, _ in question.boxes)
+            words = [" ".join([*given.split()[1:], found]) for given, found in parts]
+            if question.boxes:
+                assert not set(COLORS) & set(taught.split())
+                assert all(word.strip() in taught for word in words)
+                assert taught.count("(") == 2 * len(question.boxes)
+            else:
+                assert taught.split() == " ".join(words).split()
+    assert seen == set(PRACTICE)
 
 
 def test_pictures_are_cut_as_the_library_prepares_them() -> None:
@@ -93,7 +118,7 @@ def test_every_stage_writes_its_part_and_its_log(folder: Path) -> None:
     start = load_file(folder / connect.START / "model.safetensors")
     assert start["vision.patch.weight"].dtype == torch.float32
     torch.testing.assert_close(start["vision.patch.weight"].half(), load_file(folder / tower.FILE)["patch.weight"])
-    trained = load_file(folder / "training" / recipe.STAGE / "model.safetensors")
+    trained = load_file(folder / recipe.PRACTISE.folder / recipe.PRACTISE.name / "model.safetensors")
     moved = {name for name, tensor in trained.items() if not torch.equal(tensor, start[name])}
     assert {name.split(".")[0] for name in moved} == {"connector", "decoder"}
     shipped = load_file(folder / ship.SHIPPED / "model.safetensors")

@@ -9,13 +9,16 @@ import pytest
 
 from opsin.demo.drawn import draw
 from opsin.demo.labels import ANCHORS
-from opsin.demo.scene import HELDOUT_PAIRS, is_heldout
+from opsin.demo.scene import COLUMNS, HELDOUT_PAIRS, ROWS, is_heldout
 from opsin.mini import scenes
 from opsin.mini.evaluation import heldout, make, shown
+from opsin.mini.exercises import EXERCISES
 from opsin.mini.labels import ACROSS, ANCHOR, DOWN, NUM_NUMBERS, patch_labels, waves
 from opsin.mini.model import PATCH, RESOLUTION, TOKEN, shown_size
+from opsin.mini.practice import PRACTICE
+from opsin.mini.samples import TELLING, sample
 from opsin.mini.talk import conversation
-from opsin.mini.tasks import EXERCISES, TASKS, TELLING, Sample, box_of, sample
+from opsin.mini.tasks import TASKS, Sample, box_of
 
 SAMPLES = [sample(0, index, "train") for index in range(400)]
 HELDOUT_NAMES = {f"{color} {shape}" for shape, color in HELDOUT_PAIRS}
@@ -148,6 +151,53 @@ def test_exercises_say_what_the_scene_shows() -> None:
                     dx, dy = other.x - first.x, other.y - first.y
                     far = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}
                     assert far[said] == max(far.values())
+    assert min(seen.values()) > 20
+
+
+def is_said_rightly(task: str, one: Sample, text: str, name: str, said: str) -> bool:
+    """Whether a practised answer says of `name` what is so."""
+    if task == "pictures":
+        shows = [name in {thing.name for thing in scene.things} for scene in one.pictures]
+        return said == {(True, False): "first", (False, True): "second", (True, True): "two"}[tuple(shows)]
+    if task == "moves":
+        assert one.clip
+        return said == (one.clip.direction if name == one.clip.mover else "place")
+    scenes = one.clip.frames[:1] if one.clip else one.pictures
+    everything = [thing for scene in scenes for thing in scene.things]
+    if task == "counts":
+        return sum(name in (thing.color, thing.shape) for thing in everything) == int(said)
+    if task == "colours":
+        return [thing.color for thing in everything if thing.shape == name] == [said]
+    (thing,) = (thing for thing in everything if thing.name == name)
+    other = next((each for each in everything if each.name in text), thing)
+    size = scenes[0].size
+    row, column = int(3 * thing.y / size[1]), int(3 * thing.x / size[0])
+    dx, dy = thing.x - other.x, thing.y - other.y
+    if task == "edges":
+        side = ("left", "top", "right", "bottom").index(text.split()[3])
+        return float(said) == box_of(thing, size).sides[side]
+    return {
+        "rows": lambda: said == ROWS[row],
+        "columns": lambda: said == COLUMNS[column],
+        "places": lambda: said == f"{ROWS[row]} {COLUMNS[column]}",
+        "across": lambda: said == ("right" if dx > 0 else "left"),
+        "down": lambda: said == ("below" if dy > 0 else "above"),
+        "widths": lambda: said == str(thing.size),
+        "sizes": lambda: said == ("larger" if thing.size > other.size else "smaller"),
+        "relations": lambda: {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[said] == max(abs(dx), abs(dy)),
+    }[task]()
+
+
+def test_what_is_practised_is_what_the_scene_shows() -> None:
+    seen = Counter()
+    for one in (sample(3, index, "train", tasks=PRACTICE) for index in range(200)):
+        for question in one.questions:
+            if not question.boxes:
+                assert question.answer == f"{', '.join(' '.join(part) for part in question.told)}."
+                for name, said in question.told:
+                    assert is_said_rightly(question.task, one, question.text, name, said), (question, name, said)
+                seen[question.task] += len(question.told)
+    assert set(seen) == PRACTICE.keys() - {"outlines"}
     assert min(seen.values()) > 20
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from opsin import weights
 from opsin.spec.recipe import RunConfig
@@ -66,6 +68,15 @@ def test_half_precision_follows_the_curve_of_one_process(tmp_path):
     assert curves[0] == pytest.approx(curves[1], rel=5e-4)
 
 
+def assert_dcp_reads(folder: Path, wanted: dict[str, torch.Tensor]) -> None:
+    """PyTorch's own reader finds the same in a checkpoint, however many processes wrote it."""
+    found = {name: torch.full_like(tensor, torch.nan) for name, tensor in wanted.items()}
+    dcp.load(found, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    assert wanted
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+
+
 # 4 -> 2 -> 1 and 1 -> 2: stops in both stages, saved by as many processes as ran.
 @pytest.mark.parametrize(
     "sizes",
@@ -81,9 +92,18 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, sizes):
         saved = CheckpointStore(tmp_path / "out" / "checkpoints", keep=2).newest()
         assert saved is not None
         assert saved.state["processes"] == size
+        for group in ("weights", "optimizer"):
+            assert_dcp_reads(saved.folder, saved.tensors(group))
     assert curve(tmp_path / "out") == pytest.approx(curve(alone / "out"), rel=CURVE)
     one, other = (load_file(folder / "out" / "second" / "model.safetensors") for folder in (alone, tmp_path))
     assert one.keys() == other.keys()
+
+
+@pytest.mark.slow
+def test_dcp_loads_what_more_processes_saved(tmp_path):
+    together.start(4, together.save_split, tmp_path)
+    for size in (3, 2):
+        together.start(size, together.load_split_with_dcp, tmp_path)
 
 
 @pytest.mark.parametrize(

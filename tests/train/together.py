@@ -15,9 +15,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 import yaml
 from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import toys
 from opsin import families, weights
@@ -29,7 +34,8 @@ from opsin.spec.recipe import RunConfig
 from opsin.text.messages import Conversation
 from opsin.text.tokenizer import load_tokenizer
 from opsin.train import Loss, StopRequest, checkpoint, next_token, run, train_stage
-from opsin.train.parallel import local
+from opsin.train.checkpoint import CheckpointStore
+from opsin.train.parallel import local, open_world
 from opsin.train.stage1 import CaptionPairs, stage1
 from train.toy import DrawnSource, stage, tensors_of, tiny_model, two_sources, two_stages, write_conversations
 
@@ -214,6 +220,30 @@ def write_project(folder: Path) -> None:
     }
     settings = {"init": "random", "tokenizer": "tokenizer", "output": "out", "device": "cpu", "log_every": 1}
     (folder / "run.yaml").write_text(yaml.safe_dump({"model": "llava-1.5-tiny", **settings, "stages": [tune]}))
+
+
+def split_tensors() -> dict[str, Tensor]:
+    """Tensors that each process holds some rows of: some of them fewer than there are processes."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"matrix": (7, 3), "row": (1, 5), "vector": (8,)}
+    return {name: distribute_tensor(torch.randn(s, generator=draw), mesh, [Shard(0)]) for name, s in shapes.items()}
+
+
+def save_split(rank: int, folder: Path) -> None:
+    """A checkpoint of them."""
+    with open_world(torch.device("cpu")) as world:
+        CheckpointStore(folder, keep=1).save(1, tensors={"weights": split_tensors()}, state={}, world=world)
+
+
+def load_split_with_dcp(rank: int, folder: Path) -> None:
+    """PyTorch's own reader puts them back into as many parts as there are processes now."""
+    wanted = split_tensors()
+    found = {name: torch.zeros_like(tensor) for name, tensor in wanted.items()}
+    dcp.load(found, storage_reader=HuggingFaceStorageReader(str(folder / "step-00000001")))
+    for name, tensor in wanted.items():
+        assert torch.equal(local(found[name]), local(tensor)), (rank, name)
+    dist.barrier()
 
 
 FAMILIES = [family.name for family in families.FAMILIES]

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-STAGES = ("tokenizer", "tower", "language", "connect", "finetune", "ship")
+STAGES = ("tokenizer", "tower", "language", "connect", "finetune", "practise", "ship")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,14 +21,14 @@ def main(arguments: list[str] | None = None) -> None:
         from opsin.mini import words
 
         print(f"{words.write(given.folder)} tokens")
-    elif given.stage == "finetune":
+    elif given.stage in ("finetune", "practise"):
         from rich.console import Console
 
         from opsin.mini import recipe
         from opsin.train.log import Screen
 
-        steps = {} if given.steps is None else {"steps": given.steps}
-        print(recipe.finetune(given.folder, seed=given.seed, reporter=Screen(Console(), every=50), **steps))
+        training = {"finetune": recipe.FINETUNE, "practise": recipe.PRACTISE}[given.stage]
+        print(training.run(given.folder, seed=given.seed, steps=given.steps, reporter=Screen(Console(), every=50)))
     elif given.stage == "ship":
         from opsin.mini import ship
 

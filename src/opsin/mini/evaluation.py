@@ -6,7 +6,8 @@ from opsin.demo.drawn import draw
 from opsin.demo.tasks import balanced
 from opsin.evaluate.examples import Example
 from opsin.evaluate.tasks import Task, TaskSettings
-from opsin.mini.tasks import TASKS, Question, Sample, sample
+from opsin.mini.samples import sample
+from opsin.mini.tasks import TASKS, Question, Sample
 
 PER_TASK = 100
 SEED = 1

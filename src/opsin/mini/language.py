@@ -21,8 +21,9 @@ from opsin.demo.fit import Fit, fit, save_half, spread_normal_
 from opsin.encode import Encoded, Encoder
 from opsin.mini.labels import ANCHOR, COVER, FIELDS, INK, NUM_WAVES, WORDS, patch_labels, waves
 from opsin.mini.model import config
+from opsin.mini.samples import sample
 from opsin.mini.talk import conversation
-from opsin.mini.tasks import Sample, sample
+from opsin.mini.tasks import Sample
 from opsin.nn.batch import Batch
 from opsin.spec.recipe import AdamW, Muon
 from opsin.text.tokenizer import Tokenizer, load_tokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 from opsin.demo.scene import LETTERS
 from opsin.demo.vocabulary import vocabulary, write_tokenizer
 from opsin.mini.model import CONTROLS
-from opsin.mini.tasks import sample
+from opsin.mini.samples import sample
 
 PIECES = r"[A-Z](?![a-z])|\d| ?[A-Z][a-z]+| ?[a-z]+| ?[^\sA-Za-z\d]+|\s+(?!\S)|\s"
 NUM_SAMPLES = 4000

@@ -6,8 +6,9 @@
                               manifest.json           size and sha256 of the others; written last
 
 Of several processes each writes what it holds: `weights-00000-of-00004.safetensors` and so on. A tensor's rows stand in
-these files in order, so that any other number of processes finds its own. A folder without a manifest that fits is no
-checkpoint. Nothing in it is a pickle.
+these files in order, so that any other number of processes finds its own. Where they begin is told in the way of
+torch.distributed.checkpoint's safetensors form, so its reader loads the folder too, at any number of processes; its
+other form would be a pickle. A folder without a manifest that fits is no checkpoint.
 """
 
 import hashlib
@@ -207,11 +208,20 @@ def _write_tensors(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], wo
     """Write this process' part of each group, on the disk when its path is given."""
     suffix = "" if world.size == 1 else f"-{world.rank:05d}-of-{world.size:05d}"
     for group, named in tensors.items():
-        held = {name: local(t) for name, t in named.items() if world.is_first or isinstance(t, DTensor)}
+        held = {name: t for name, t in named.items() if world.is_first or isinstance(t, DTensor)}
         file = folder / f"{group}{suffix}.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in held.items()}, file)
+        # Names and version as in torch/distributed/checkpoint/_hf_utils.py.
+        offsets = {name: {"saved_offsets": _offsets(tensor, world)} for name, tensor in held.items()}
+        metadata = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0"}
+        save_file({name: local(t).detach().cpu().contiguous() for name, t in held.items()}, file, metadata)
         sync(file)
         yield file
+
+
+def _offsets(tensor: Tensor, world: World) -> list[int]:
+    """Where, on each axis, what this process holds of a tensor begins."""
+    first = world.rows(len(tensor)).start if isinstance(tensor, DTensor) else 0
+    return [first, *[0] * (tensor.ndim - 1)][: tensor.ndim]
 
 
 def _rows(pieces: list[Any], rows: Callable[[int], slice]) -> Tensor:
