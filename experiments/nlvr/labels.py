@@ -8,6 +8,7 @@ one, at least two, ...
 """
 
 import itertools
+from collections import Counter
 
 import numpy as np
 from experiments.nlvr.model import COLUMNS, PATCH, ROWS
@@ -173,8 +174,9 @@ def _whole(scene: Scene, boxes: tuple[tuple[Item, ...], ...]) -> NDArray[np.bool
     """36 facts of one box, or of all: how many have each height, how many colours, how many are alike."""
     towers = scene.kind == "towers"
     heights, colors = [len(box) for box in boxes], [len({item.color for item in box}) for box in boxes]
-    ends = [[box[end].color for box in boxes] if towers else [] for end in (0, -1)]
-    alike = [max((each.count(one) for one in each), default=0) for each in (heights, *ends)]
+    bases = [box[0].color for box in boxes] if towers else []
+    tops = [box[-1].color for box in boxes] if towers else []
+    alike = [max(Counter[int | str](each).values(), default=0) for each in (heights, bases, tops)]
     counted = [*(heights.count(k) for k in range(1, 5)), *(colors.count(k) for k in (1, 2, 3)), *alike, int(towers)]
     facts = _thermometer(np.array(counted), 3).ravel()
     return np.concatenate([facts, [heights.count(k) > 0 for k in (5, 6, 7)]])

@@ -113,7 +113,7 @@ def turns(scene: Scene, rng: random.Random, share: float) -> list[Turn]:
 
 def encoded(said: Sequence[Turn], encoder: Encoder) -> Encoded:
     """The conversation, of which only what stands behind an EQUALS is taught, and the answers that have none."""
-    messages = []
+    messages: list[Message] = []
     for text, answer in said:
         shown = () if messages else (ImagePart(0),)
         messages += [Message("user", (*shown, TextPart(text))), Message("assistant", (TextPart(answer),))]

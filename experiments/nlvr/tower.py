@@ -19,7 +19,7 @@ from opsin.nn.vision import VisionTower
 from opsin.spec.recipe import AdamW, Muon
 
 RUN = Fit(
-    steps=900,
+    steps=450,
     optim=Muon(lr=0.005, weight_decay=0.02, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
     log_every=50,
     measure_every=200,
@@ -73,7 +73,8 @@ def batch(seed: int, start: int, count: int, split: str) -> Batch:
     """Pictures start..start+count-1 of a split, with their facts."""
     scenes = [draw_scene(random.Random(f"tower/{seed}/{split}/{index}")) for index in range(start, start + count)]
     patches = to_patches(np.stack([render(scene) for scene in scenes]))
-    return patches, *(torch.from_numpy(np.stack([*map(facts, scenes)])) for facts in (patch_facts, row_facts))
+    of_patches, accounts = (np.stack([*map(facts, scenes)]) for facts in (patch_facts, row_facts))
+    return patches, torch.from_numpy(of_patches), torch.from_numpy(accounts)
 
 
 def loss(module: nn.Module, seed: int, step: int) -> Tensor:
