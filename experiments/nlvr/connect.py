@@ -21,7 +21,7 @@ from opsin.spec.recipe import AdamW, Muon
 from opsin.text.tokenizer import load_tokenizer
 
 RUN = Fit(
-    steps=200,
+    steps=600,
     optim=Muon(lr=0.005, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
     warmup_steps=50,
     log_every=50,

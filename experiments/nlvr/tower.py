@@ -19,7 +19,7 @@ from opsin.nn.vision import VisionTower
 from opsin.spec.recipe import AdamW, Muon
 
 RUN = Fit(
-    steps=450,
+    steps=1300,
     optim=Muon(lr=0.005, weight_decay=0.02, scale="match_rms_adamw", rest=AdamW(lr=0.002, betas=(0.9, 0.98))),
     log_every=50,
     measure_every=200,
