@@ -1,7 +1,7 @@
-"""The files that the stages read: drawn pictures with several sentences each, and the data set's training split.
+"""The files that the last stage reads: the data set's training split, and drawn pictures with several sentences each.
 
-OUT/tokenizer/            words of drawn sentences and of the training split; everything else is spelled in bytes
-    drawn/*.jsonl, *.png  conversations: a picture, and sentences with yes or no, some questions with a number
+OUT/language/             tokenizer: words of exercises, of drawn sentences and of the training split; else bytes
+    drawn/*.jsonl, *.png  conversations: a drawn picture, and sentences with yes or no, some questions with a number
     real/train.jsonl      `dev` but for a fifth of its sets, each picture in the six orders of its boxes
     real/blank.jsonl      the same sentences about three empty boxes
     real/choose.jsonl     that fifth, to choose settings and to end training by
@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiments.nlvr.exercises import exercises
 from experiments.nlvr.scenes import BACKGROUND, BOX, BOX_LEFTS, blank, draw_scene, render
 from experiments.nlvr.sentences import sentences
 from PIL import Image
 
 from opsin.demo.vocabulary import vocabulary, write_tokenizer
 
-PER_PICTURE = 16
+PER_PICTURE = 8
 ANSWERS = {"true": "yes", "false": "no"}
 _CHOOSE_SHARE = 0.2
 
@@ -65,7 +66,9 @@ def write_words(folder: Path, examples: Iterable[Example], *, scenes: int = 1500
     lines = ["USER: ASSISTANT: \n", " yes no 0 1 2 3 4 5 6 7 8 9"]
     for index in range(scenes):
         rng = random.Random(f"words/{index}")
-        lines += [each.text for each in sentences(draw_scene(rng), rng, PER_PICTURE, slips=0)]
+        scene = draw_scene(rng)
+        lines += [each.text for each in sentences(scene, rng, PER_PICTURE, slips=0)]
+        lines += [f"{each.text} {each.answer}" for each in exercises(scene, rng, 4)]
     lines += [example.sentence for example in examples]
     spaced = [text for line in lines for text in (line, f" {line}", f"\n{line}")]
     return write_tokenizer(folder, vocabulary(spaced))

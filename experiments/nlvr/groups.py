@@ -88,12 +88,12 @@ def _things(scene: Scene, rng: random.Random) -> Group:
         return Group(one, many, "", len(named), len(named))
     if rng.random() < 0.3:
         return Group(one, many, "", len(named), len(named))
-    tail, holds = _touching(rng)
+    tail, holds = touching(rng)
     count = sum(map(holds, named))
     return Group(one, many, tail, count, len(named), (f"is {tail}", f"are {tail}"))
 
 
-def _touching(rng: random.Random) -> tuple[str, Callable[[Item], bool]]:
+def touching(rng: random.Random) -> tuple[str, Callable[[Item], bool]]:
     """Where an item touches its box."""
     closely = rng.choice(("", "", "closely ", "nearly "))
     edge = rng.choice(("the wall", "the edge", "the edge", "an edge", "any edge", "the side", "a wall", "the walls"))
@@ -130,7 +130,7 @@ def _blocks(scene: Scene, named: list[Item], one: str, many: str, rng: random.Ra
     index = -1 if place == "top" else 0
     towers, condition = list(scene.boxes), ""
     if rng.random() < 0.5:
-        condition, holds = _height(rng)
+        condition, holds = tower_height(rng)
         towers = [box for box in towers if holds(len(box))]
         condition = f" with {condition}"
     count = sum(id(box[index]) in chosen for box in towers)
@@ -140,7 +140,7 @@ def _blocks(scene: Scene, named: list[Item], one: str, many: str, rng: random.Ra
 # --- towers
 
 
-def _height(rng: random.Random) -> tuple[str, Callable[[int], bool]]:
+def tower_height(rng: random.Random) -> tuple[str, Callable[[int], bool]]:
     """`exactly two blocks`, and which heights it means."""
     k = rng.randint(1, MAX_HEIGHT)
     word = number(k, rng)
@@ -164,7 +164,7 @@ def _towers(scene: Scene, rng: random.Random) -> Group:
         color = rng.choice(list(COLORS))
         named = [box for box in scene.boxes if {item.color for item in box} == {color}]
         if rng.random() < 0.4:
-            condition, holds = _height(rng)
+            condition, holds = tower_height(rng)
             count = sum(holds(len(box)) for box in named)
             return Group(f"{color} tower", f"{color} towers", f"with {condition}", count, len(named))
         return Group(f"{color} tower", f"{color} towers", "", len(named), len(named))
@@ -179,7 +179,7 @@ def _towers(scene: Scene, rng: random.Random) -> Group:
         )
     text, holds_of = tower_property(rng)
     if chance < 0.34:
-        condition, holds = _height(rng)
+        condition, holds = tower_height(rng)
         second, both = place_color(rng) if rng.random() < 0.75 else (text, holds_of)
         text = f"{condition} {rng.choice(('with', 'having', 'which has', 'and it has', 'with'))} {second}"
         return _with("tower", "towers", text, scene, lambda box: holds(len(box)) and both(box), rng)
@@ -227,15 +227,15 @@ def tower_property(rng: random.Random) -> Property:
     if chance < 0.33:
         return place_color(rng)
     if chance < 0.47:
-        text, holds = _height(rng)
+        text, holds = tower_height(rng)
         return text, lambda box: holds(len(box))
     if chance < 0.65:
         over = rng.choice(("over", "over", "above", "on", "on top of"))
         if rng.random() < 0.2:
             text = f"a {color} block {rng.choice(('below', 'under'))} a {other} block"
-            return text, lambda box: any((a.color, b.color) == (color, other) for a, b in _pairs(box))
+            return text, lambda box: any((a.color, b.color) == (color, other) for a, b in pairs_of(box))
         text = f"a {color} block {over} a {other} block"
-        return text, lambda box: any((b.color, a.color) == (color, other) for a, b in _pairs(box))
+        return text, lambda box: any((b.color, a.color) == (color, other) for a, b in pairs_of(box))
     if chance < 0.82:
         if k == 1 and rng.random() < 0.4:
             return f"a {blocks}", lambda box: number_of(box, color) >= 1
@@ -280,7 +280,7 @@ def tower_property(rng: random.Random) -> Property:
     )
 
 
-def _pairs(box: Box) -> list[tuple[Item, Item]]:
+def pairs_of(box: Box) -> list[tuple[Item, Item]]:
     """(lower, upper) blocks that lie on each other."""
     return list(itertools.pairwise(box))
 
@@ -311,7 +311,7 @@ def _boxes(scene: Scene, rng: random.Random) -> Group:
             ("grey square", "grey squares"),
         )
     )
-    text, holds = _box_property(scene, rng)
+    text, holds = box_property(scene, rng)
     if rng.random() < 0.15:
         second, also = _content(scene, rng)
         first = holds
@@ -326,7 +326,7 @@ def _content(scene: Scene, rng: random.Random) -> Property:
     color = rng.choice((*COLORS, *COLORS, *COLORS, ""))
     tail, touches = ("", None)
     if scene.kind == "scattered" and rng.random() < 0.2:
-        tail, touches = _touching(rng)
+        tail, touches = touching(rng)
 
     def count(box: Box) -> int:
         return sum(
@@ -354,7 +354,7 @@ def _content(scene: Scene, rng: random.Random) -> Property:
     return rng.choice(forms)
 
 
-def _box_property(scene: Scene, rng: random.Random) -> Property:
+def box_property(scene: Scene, rng: random.Random) -> Property:
     chance = rng.random()
     color, other = rng.sample(list(COLORS), 2)
     items = rng.choice(("items", "items", "objects"))

@@ -1,13 +1,14 @@
-"""What the tower is told of a drawn picture: facts of every patch, of every box, and of the whole picture.
+"""What each patch is told about a drawn picture; and what the language model reads in its place before it sees pixels.
 
-All are yes or no. Counts are written as thermometers: at least one, at least two, ... Patches of a box tell what
-stands in them and what their box holds; the grey gaps, which show nothing, tell what the whole picture holds, each of
-their four rows another group of facts. A language model behind the tower then finds counts ready to be read.
+A picture has 64 patches, and there are four places (three boxes, and the whole picture) by sixteen sets of things
+(everything, each colour, each shape, each colour of each shape). So every patch of a box keeps the account of one set
+in its box, and the sixteen patches of the grey gaps, which show nothing, those of the sets in the whole picture. What
+a sentence names is then found in one row, as facts that are yes or no; numbers are written as thermometers: at least
+one, at least two, ...
 """
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from experiments.nlvr.model import COLUMNS, PATCH, ROWS
@@ -18,26 +19,34 @@ Facts = NDArray[np.float32]
 """0 or 1."""
 SIDES = ("left", "right", "top", "bottom")
 KINDS: tuple[tuple[str, str], ...] = tuple((color, shape) for color in COLORS for shape in SHAPES)
-SETS: tuple[Callable[[Item], bool], ...] = (
-    lambda item: True,
-    *[lambda item, c=color: item.color == c for color in COLORS],
-    *[lambda item, s=shape: item.shape == s for shape in SHAPES],
-    *[lambda item, k=kind: (item.color, item.shape) == k for kind in KINDS],
+SETS: tuple[tuple[str, str], ...] = (
+    ("", ""),
+    *[(color, "") for color in COLORS],
+    *[("", shape) for shape in SHAPES],
+    *KINDS,
 )
-"""What is counted: everything, each colour, each shape, each kind."""
-_SET_NUMBERS = {
-    (color, shape): (0, 1 + c, 4 + s, 7 + KINDS.index((color, shape)))
-    for c, color in enumerate(COLORS)
-    for s, shape in enumerate(SHAPES)
-}
+"""Colour and shape of what an account is about; empty where any is."""
+_COLORED = slice(1, 4)
+"""Which of SETS are colours."""
+_HEIGHTS = range(1, MAX_HEIGHT + 1)
+WHERE = 4
+"""Three boxes, and the whole picture."""
 _BOX_COLUMNS = tuple(range(left // PATCH, left // PATCH + 4) for left in BOX_LEFTS)
 _GAP_COLUMNS = tuple(c for c in range(COLUMNS) if not any(c in columns for columns in _BOX_COLUMNS))
-IN_BOX = np.array([[c not in _GAP_COLUMNS for c in range(COLUMNS)]] * ROWS).ravel()
-"""(ROWS * COLUMNS,): which patches belong to a box."""
+PATCHES = np.array(
+    [[row * COLUMNS + c for row in range(ROWS) for c in columns] for columns in (*_BOX_COLUMNS, _GAP_COLUMNS)]
+)
+"""(WHERE, 16): which patch keeps which account."""
+_MOST = (8, 4, 4, 2, 2, 2)
+"""How far thermometers go of: all of a set, those that touch a wall, none, the bottom, the right wall, two walls."""
+_LENGTHS = (WHERE + len(SETS), sum(_MOST), 24, 14, 54, 36)
+_STARTS = tuple(itertools.accumulate(_LENGTHS, initial=0))
+NUM_FACTS = _STARTS[-1]
+_KEY, _COUNTS, _BOXES, _BOX_COLOR, _COLOR, _WHOLE = (slice(*each) for each in itertools.pairwise(_STARTS))
 
 
 def patch_facts(scene: Scene) -> Facts:
-    """(ROWS, COLUMNS, 25): kinds and sizes centred there, walls touched by these, kinds that cover a part of it."""
+    """(ROWS * COLUMNS, 25): kinds and sizes centred there, walls touched by these, kinds that cover a part of it."""
     facts = np.zeros((ROWS, COLUMNS, 25), np.float32)
     for left, box in zip(BOX_LEFTS, scene.boxes, strict=True):
         for item in box:
@@ -49,102 +58,125 @@ def patch_facts(scene: Scene) -> Facts:
             for side in item.walls:
                 here[12 + SIDES.index(side)] = 1
             facts[y // PATCH : (y + end) // PATCH + 1, x // PATCH : (x + end) // PATCH + 1, 16 + kind] = 1
+    return facts.reshape(ROWS * COLUMNS, -1)
+
+
+def row_facts(scene: Scene) -> Facts:
+    """(ROWS * COLUMNS, NUM_FACTS): the account that each patch keeps."""
+    facts = np.zeros((WHERE, len(SETS), NUM_FACTS), np.float32)
+    facts[..., _KEY] = _keys()
+    counts = np.stack([_counted(box) for box in scene.boxes])
+    facts[..., _COUNTS] = np.concatenate(
+        [_thermometer(each, most) for each, most in zip(np.moveaxis(_with_sum(counts), -1, 0), _MOST, strict=True)], -1
+    )
+    facts[3, :, _BOXES] = _boxes(counts)
+    for number, box in enumerate(scene.boxes):
+        facts[number, _COLORED, _BOX_COLOR] = [_box_color(scene, box, color) for color in COLORS]
+        facts[number, 0, _WHOLE] = _whole(scene, (box,))
+    facts[3, _COLORED, _COLOR] = [_color(scene, color) for color in COLORS]
+    facts[3, 0, _WHOLE] = _whole(scene, scene.boxes)
+    return _by_patch(facts)
+
+
+def relevant() -> NDArray[np.bool_]:
+    """(ROWS * COLUMNS, NUM_FACTS): which facts an account can have at all."""
+    mask = np.zeros((WHERE, len(SETS), NUM_FACTS), np.float32)
+    mask[..., _COUNTS] = 1
+    mask[3, :, _BOXES] = 1
+    mask[:3, _COLORED, _BOX_COLOR] = 1
+    mask[3, _COLORED, _COLOR] = 1
+    mask[:, 0, _WHOLE] = 1
+    return _by_patch(mask) > 0
+
+
+def _by_patch(accounts: Facts) -> Facts:
+    facts = np.empty((ROWS * COLUMNS, accounts.shape[-1]), np.float32)
+    facts[PATCHES.ravel()] = accounts.reshape(-1, accounts.shape[-1])
     return facts
 
 
-def _counts(items: Iterable[Item]) -> list[int]:
-    """How many items each of SETS has."""
-    counts = [0] * len(SETS)
-    for item in items:
-        for number in _SET_NUMBERS[item.color, item.shape]:
-            counts[number] += 1
-    return counts
+def _keys() -> Facts:
+    """(WHERE, 16, 20): what an account is about."""
+    where = np.repeat(np.eye(WHERE)[:, None], len(SETS), axis=1)
+    which = np.repeat(np.eye(len(SETS))[None], WHERE, axis=0)
+    return np.concatenate([where, which], -1).astype(np.float32)
 
 
-def _thermometer(counts: Iterable[int], most: int) -> list[int]:
-    return [int(count >= least) for count in counts for least in range(1, most + 1)]
+def _counted(box: tuple[Item, ...]) -> NDArray[np.int64]:
+    """(16, 6): how many of each set are how (_MOST)."""
+    member = np.array([[c in ("", item.color) and s in ("", item.shape) for c, s in SETS] for item in box], np.int64)
+    how = np.array(
+        [
+            [True, bool(item.walls), not item.walls, "bottom" in item.walls, "right" in item.walls, item.in_corner]
+            for item in box
+        ],
+        np.int64,
+    )
+    return member.T @ how
 
 
-def box_facts(scene: Scene, box: Sequence[Item]) -> list[int]:
-    """What one box holds."""
-    touching = [item for item in box if item.walls]
-    facts = _thermometer(_counts(box), 5)
-    facts += [int(len(box) >= least) for least in (6, 7, 8)]
-    facts += _thermometer(_counts(touching), 2)
-    for holds in _PLACES[1:]:
-        facts += _thermometer(_counts(item for item in box if holds(item)), 1)
-    top = min(box, key=lambda item: item.y)
-    facts += [int(top.color == color) for color in COLORS]
-    is_tower = scene.kind == "towers"
-    for level in range(MAX_HEIGHT):
-        facts += [int(is_tower and len(box) > level and box[level].color == color) for color in COLORS]
-    facts += _pair_facts([box], 1) if is_tower else [0] * 9
-    return facts
+def _with_sum(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([counts, counts.sum(0, keepdims=True)])
 
 
-_PLACES: tuple[Callable[[Item], bool], ...] = (
-    lambda item: bool(item.walls),
-    lambda item: "bottom" in item.walls,
-    lambda item: "right" in item.walls,
-    lambda item: item.in_corner,
-)
+def _thermometer(counts: NDArray[np.int64], most: int) -> NDArray[np.bool_]:
+    """(..., n) -> (..., n, most), or of (...) -> (..., most)."""
+    return counts[..., None] >= np.arange(1, most + 1)
 
 
-def _pair_facts(boxes: Iterable[Sequence[Item]], most: int) -> list[int]:
-    """For each colour upon each colour, how often a block lies so."""
-    pairs = Counter((high.color, low.color) for box in boxes for low, high in itertools.pairwise(box))
-    return _thermometer((pairs[high, low] for high in COLORS for low in COLORS), most)
+def _boxes(counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(16, 24): in how many boxes there are at least, and exactly, so many of a set, and of it touching a wall."""
+    number, touching = counts[..., 0], counts[..., 1]
+    have = [number >= 1, number >= 2, number >= 3, number == 1, number == 2, number == 3, touching >= 1, touching >= 2]
+    return _thermometer(np.stack(have, -1).sum(0), 3).reshape(len(SETS), -1)
 
 
-def counted_facts(scene: Scene) -> list[int]:
-    """First row of the gaps: how many there are of each set."""
-    return _thermometer(_counts(scene.items), 6)
+def _box_color(scene: Scene, box: tuple[Item, ...], color: str) -> list[int]:
+    """14 facts of a colour in a box: on top, alone, at each height, upon each colour, runs of it."""
+    facts = [min(box, key=lambda item: item.y).color == color, {item.color for item in box} == {color}]
+    if scene.kind != "towers":
+        return [*map(int, facts), *[0] * 12]
+    facts += [len(box) > level and box[level].color == color for level in range(MAX_HEIGHT)]
+    pairs = [(high.color, low.color) for low, high in itertools.pairwise(box)]
+    facts += [pairs.count((color, low)) >= least for low in COLORS for least in (1, 2)]
+    return [*map(int, facts), *(int(longest_run(box, color) >= least) for least in (2, 3))]
 
 
-def place_facts(scene: Scene) -> list[int]:
-    """Second row: how many of each set touch what."""
-    items = scene.items
-    facts = _thermometer(_counts(item for item in items if item.walls), 4)
-    facts += _thermometer(_counts(item for item in items if not item.walls), 4)
-    for holds in _PLACES[1:]:
-        facts += _thermometer(_counts(item for item in items if holds(item)), 2)
-    return facts
+def longest_run(box: tuple[Item, ...], color: str) -> int:
+    """How many of a colour lie upon each other."""
+    runs = [[key, *run] for key, run in itertools.groupby(item.color for item in box)]
+    return max((len(run) - 1 for run in runs if run[0] == color), default=0)
 
 
-def tower_facts(scene: Scene) -> list[int]:
-    """Third row: how many towers are how; all 0 where there are none."""
-    boxes = scene.boxes if scene.kind == "towers" else ()
-    facts = [int(scene.kind == "towers")]
-    for color in COLORS:
-        facts += _thermometer(
-            (
-                sum(box[-1].color == color for box in boxes),
-                sum(box[0].color == color for box in boxes),
-                sum(len(box) > 1 and box[1].color == color for box in boxes),
-                sum({item.color for item in box} == {color} for box in boxes),
-                *(sum(sum(i.color == color for i in box) >= k for box in boxes) for k in (1, 2, 3)),
-                *(sum(len(box) == k and box[-1].color == color for box in boxes) for k in range(1, MAX_HEIGHT + 1)),
-                *(sum(len(box) == k and box[0].color == color for box in boxes) for k in range(1, MAX_HEIGHT + 1)),
-            ),
-            3,
-        )
-    facts += _thermometer((sum(len(box) == k for box in boxes) for k in range(1, MAX_HEIGHT + 1)), 3)
-    facts += _thermometer((sum(len({i.color for i in box}) == k for box in boxes) for k in (1, 2, 3)), 3)
-    return facts + _pair_facts(boxes, 3)
+def _color(scene: Scene, color: str) -> NDArray[np.bool_]:
+    """54 facts of a colour in the picture: in how many boxes or towers it is where."""
+    boxes, towers = scene.boxes, scene.boxes if scene.kind == "towers" else ()
+    pairs = [(high.color, low.color) for box in towers for low, high in itertools.pairwise(box)]
+    counts = (
+        sum(min(box, key=lambda item: item.y).color == color for box in boxes),
+        sum({item.color for item in box} == {color} for box in boxes),
+        sum({item.color for item in box} == set(COLORS) - {color} for box in boxes),
+        sum(box[0].color == color for box in towers),
+        sum(len(box) > 1 and box[1].color == color for box in towers),
+        sum(len(box) == 3 and box[1].color == color for box in towers),
+        sum(longest_run(box, color) > 1 for box in towers),
+        *(
+            sum(len(b) == k and b[end].color == color for b in towers)
+            for end in (0, -1)
+            for k in range(1, MAX_HEIGHT + 1)
+        ),
+        *(pairs.count((color, low)) for low in COLORS),
+    )
+    return _thermometer(np.array(counts), 3).ravel()
 
 
-def content_facts(scene: Scene) -> list[int]:
-    """Fourth row: how many boxes hold what."""
-    counts = [_counts(box) for box in scene.boxes]
-    facts = _thermometer((sum(c[s] >= k for c in counts) for s in range(len(SETS)) for k in (1, 2, 3)), 3)
-    facts += [int(any(c[0] == k for c in counts)) for k in range(1, 9)]
-    seen = [frozenset(item.color for item in box) for box in scene.boxes]
-    facts += _thermometer((sum(len(colors) == k for colors in seen) for k in (1, 2, 3)), 3)
-    facts += _thermometer((sum(colors == {color} for colors in seen) for color in COLORS), 2)
-    facts += _thermometer((sum(colors == set(COLORS) - {color} for colors in seen) for color in COLORS), 2)
-    tops = Counter(min(box, key=lambda item: item.y).color for box in scene.boxes)
-    return facts + _thermometer((tops[color] for color in COLORS), 3)
-
-
-GROUPS = (counted_facts, place_facts, tower_facts, content_facts)
-"""Facts of the whole picture, one function per row of the gaps."""
+def _whole(scene: Scene, boxes: tuple[tuple[Item, ...], ...]) -> NDArray[np.bool_]:
+    """36 facts of one box, or of all: how many have each height, how many colours, how many are alike."""
+    towers = scene.kind == "towers"
+    heights, colors = [len(box) for box in boxes], [len({item.color for item in box}) for box in boxes]
+    bases = [box[0].color for box in boxes] if towers else []
+    tops = [box[-1].color for box in boxes] if towers else []
+    alike = [max(Counter[int | str](each).values(), default=0) for each in (heights, bases, tops)]
+    counted = [*(heights.count(k) for k in range(1, 5)), *(colors.count(k) for k in (1, 2, 3)), *alike, int(towers)]
+    facts = _thermometer(np.array(counted), 3).ravel()
+    return np.concatenate([facts, [heights.count(k) > 0 for k in (5, 6, 7)]])

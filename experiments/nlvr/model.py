@@ -1,12 +1,12 @@
-"""The model: a ViT, InternVL's pixel shuffle and Llama's blocks in miniature, for pictures of 400x100 px.
+"""The model: LLaVA-1.5's construction in miniature, for pictures of 400x100 px.
 
-Patches of 25 px fit the layout: a box is 4x4 of them, a gap 4x2, and so two by two of them, which the connector joins,
-never mix box and gap. The tower's place table is stretched over the picture's 4x16 patches, as the bicubic forms of
-published towers are.
+Patches of 25 px fit the layout: a box is 4x4 of them, a gap 4x2, and none mixes box and gap. Each becomes a row of the
+language model. The tower's place table is stretched over the picture's 4x16 patches, as the bicubic forms of published
+towers are.
 """
 
 from opsin.demo.shipped import CHAT
-from opsin.spec.connector import PixelShuffleConnector
+from opsin.spec.connector import MLPConnector
 from opsin.spec.decoder import DecoderConfig
 from opsin.spec.model import VLMConfig
 from opsin.spec.native import Native
@@ -30,21 +30,21 @@ TOWER = VisionConfig(
     mean=(0.7, 0.7, 0.6),
     std=(0.3, 0.3, 0.3),
 )
-RESOLUTION = Native(factor=2 * PATCH, min_pixels=1, max_pixels=PATCH**2 * ROWS * COLUMNS, video=None)
+RESOLUTION = Native(factor=PATCH, min_pixels=1, max_pixels=PATCH**2 * ROWS * COLUMNS, video=None)
 
 
 def config(words: Tokenizer) -> VLMConfig:
     """The whole model, with a row for each token of the tokenizer."""
     return VLMConfig(
         vision=TOWER,
-        connector=PixelShuffleConnector(),
+        connector=MLPConnector(),
         decoder=DecoderConfig(
             vocab_size=words.vocab_size,
-            dim=128,
-            num_layers=3,
-            num_heads=4,
-            num_kv_heads=4,
-            mlp_dim=344,
+            dim=160,
+            num_layers=4,
+            num_heads=5,
+            num_kv_heads=5,
+            mlp_dim=432,
             max_positions=1024,
         ),
         resolution=RESOLUTION,

@@ -181,4 +181,5 @@ def shape_mask(shape: str, size: int) -> NDArray[np.float32]:
         pen.rectangle((0, 0, side - 1, side - 1), fill=255)
     else:
         pen.polygon([((side - 1) / 2, 0), (side - 1, side - 1), (0, side - 1)], fill=255)
-    return (np.asarray(image.reduce(_OVERSAMPLING)).astype(np.float32) / 255)[:, :, None]
+    covered: NDArray[np.float32] = np.asarray(image.reduce(_OVERSAMPLING)).astype(np.float32) / np.float32(255)
+    return covered[:, :, None]

@@ -1,14 +1,25 @@
 """Sentences about a scene, and whether they are true: what NLVR's writers say, from templates.
 
-A sentence is a quantifier over a group of `groups`. Groups know their count, so that truth is arithmetic.
+A sentence is a quantifier over a group of `groups`. Groups know their count, so that truth is arithmetic. What a number
+of a generator makes of a scene depends on the scene's kind only; so the same sentence can be said of any scene, and is
+said as often where it is true as where it is false. (Without that, words alone tell much about the answer: `exactly` is
+mostly false, `at least one` mostly true; a model then learns to read words and not to look.)
 """
 
 import random
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 
 from experiments.nlvr.groups import WORDS, Group, article, group, number, number_of, place_color, tower_property
-from experiments.nlvr.scenes import COLORS, MAX_HEIGHT, Scene
+from experiments.nlvr.scenes import COLORS, MAX_HEIGHT, Scene, draw_scene
+
+BANK = 12_000
+"""Numbers of sentences to draw from, for each kind of scene."""
+_TRIALS = 40
+"""Scenes on which it is tried how often a sentence is true."""
+_CLEAR = 0.1
+"""Sentences that are true, or false, of fewer scenes than this share are not said."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +44,31 @@ def sentences(
             text = f"how many {asked.several()} are there"
             found.setdefault(text, Sentence(text, str(min(9, asked.count))))
             continue
-        wanted = rng.random() < 0.5
-        for _ in range(30):
-            text, is_true = _statement(scene, rng)
-            if is_true == wanted and text not in found:
-                found[text] = Sentence(_worn(text, rng, slips), "yes" if is_true else "no")
-                break
+        number, share = rng.choice(_bank(scene.kind))
+        text, is_true = statement(scene, number)
+        # What remains is true half of the time, whatever the sentence.
+        if rng.random() < ((1 - share) / share if is_true else share / (1 - share)):
+            found.setdefault(text, Sentence(_worn(text, rng, slips), "yes" if is_true else "no"))
     chosen = list(found.values())
     rng.shuffle(chosen)
     return chosen
 
 
-def _statement(scene: Scene, rng: random.Random) -> tuple[str, bool]:
+def statement(scene: Scene, number: int) -> tuple[str, bool]:
+    """Statement `number` about scenes of this kind, and whether it is true of this one."""
+    rng = random.Random(number)
     if rng.random() < 0.06:
         return rng.choice(SPECIAL)(scene, rng)
     return _quantified(group(scene, rng), rng)
+
+
+@cache
+def _bank(kind: str) -> list[tuple[int, float]]:
+    """Numbers of statements, and of what share of scenes of a kind they are true."""
+    drawn = (draw_scene(random.Random(f"bank/{index}")) for index in range(10 * _TRIALS))
+    scenes = [scene for scene in drawn if scene.kind == kind][:_TRIALS]
+    shares = (sum(statement(scene, number)[1] for scene in scenes) / len(scenes) for number in range(BANK))
+    return [(number, share) for number, share in enumerate(shares) if _CLEAR <= share <= 1 - _CLEAR]
 
 
 # --- quantifiers
@@ -68,7 +89,7 @@ def _quantified(counted: Group, rng: random.Random) -> tuple[str, bool]:
             )
         )
         return f"there is {word} {counted.single()}", is_true
-    k = max(2, n + rng.choice((-2, -1, -1, 0, 0, 0, 1, 1, 2)))
+    k = rng.choice((2, 2, 2, 2, 3, 3, 3, 4, 4, 5))
     word = number(k, rng)
     form, is_true = rng.choice(
         (
@@ -89,7 +110,7 @@ def _predicated(counted: Group, rng: random.Random) -> tuple[str, bool]:
     assert counted.verbs is not None
     n, total = counted.count, counted.total
     one, many = counted.verbs
-    k = max(2, n + rng.choice((-1, 0, 0, 1)))
+    k = rng.choice((2, 2, 3))
     forms = [
         (f"all {counted.many} {many}", total > 0 and n == total),
         (f"at least one {counted.one} {one}", n >= 1),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from experiments.nlvr.labels import GROUPS, IN_BOX, box_facts, patch_facts
+from experiments.nlvr.labels import NUM_FACTS, PATCHES, patch_facts, relevant, row_facts
 from experiments.nlvr.model import COLUMNS, PATCH, ROWS, TOWER
 from experiments.nlvr.scenes import draw_scene, render
 from numpy.typing import NDArray
@@ -25,25 +25,20 @@ RUN = Fit(
     measure_every=200,
     save_every=200,
 )
+FILE = "tower.safetensors"
 BATCH = 32
 """Pictures per step."""
-_WEIGHTS = {"patch": 1.0, "box": 1.0, "picture": 1.0}
-_GAP = np.flatnonzero(~IN_BOX).reshape(ROWS, -1)
-"""Numbers of the patches in the gaps, row by row."""
-Batch = tuple[Tensor, Tensor, Tensor, list[Tensor]]
-"""Patches; facts of every patch in a box, of its box, and of the picture by group."""
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Patches (N * 64, 3 * PATCH * PATCH); facts of what stands in them (N, 64, 25), and of their accounts (N, 64, F)."""
 
 
 class TowerWithHeads(nn.Module):
-    """The tower and one linear classifier per level of facts."""
+    """The tower, and a linear classifier for each of the two kinds of facts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.vision = VisionTower(TOWER)
-        *_, patch, box, picture = batch(0, 0, 1, "heldout")
-        self.patch = nn.Linear(TOWER.dim, patch.shape[-1])
-        self.box = nn.Linear(TOWER.dim, box.shape[-1])
-        self.picture = nn.ModuleList(nn.Linear(TOWER.dim, facts.shape[-1]) for facts in picture)
+        self.patch, self.account = nn.Linear(TOWER.dim, 25), nn.Linear(TOWER.dim, NUM_FACTS)
         for name, tensor in self.vision.named_parameters():
             if name == "positions":
                 nn.init.normal_(tensor, std=0.3)
@@ -51,17 +46,19 @@ class TowerWithHeads(nn.Module):
                 spread_normal_(tensor)
             elif name.endswith("bias"):
                 nn.init.zeros_(tensor)
-        for tensor in (*self.patch.parameters(), *self.box.parameters(), *self.picture.parameters()):
+        for tensor in (*self.patch.parameters(), *self.account.parameters()):
             nn.init.zeros_(tensor)
 
-    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """patches: (N * 64, 3 * PATCH * PATCH) -> logits (N, 48, facts) of patches and of their boxes; of the picture
-        (N, 8, facts) by group."""
-        grids = torch.tensor([[1, ROWS, COLUMNS]]).expand(len(patches) // (ROWS * COLUMNS), 3)
-        features = self.vision(patches, grids).view(len(grids), ROWS * COLUMNS, TOWER.dim)
-        boxes = features[:, torch.from_numpy(IN_BOX)]
-        picture = [head(features[:, torch.from_numpy(row)]) for head, row in zip(self.picture, _GAP, strict=True)]
-        return self.patch(boxes), self.box(boxes), picture
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """patches: (N * 64, 3 * PATCH * PATCH) -> logits (N, 64, 25) and (N, 64, F)."""
+        features = self.vision(patches, grids(len(patches) // (ROWS * COLUMNS)))
+        features = features.view(-1, ROWS * COLUMNS, TOWER.dim)
+        return self.patch(features), self.account(features)
+
+
+def grids(count: int) -> Tensor:
+    """(count, 3) frames, rows and columns of patches of each picture."""
+    return torch.tensor([[1, ROWS, COLUMNS]]).expand(count, 3)
 
 
 def to_patches(pictures: NDArray[np.uint8]) -> Tensor:
@@ -75,57 +72,54 @@ def to_patches(pictures: NDArray[np.uint8]) -> Tensor:
 def batch(seed: int, start: int, count: int, split: str) -> Batch:
     """Pictures start..start+count-1 of a split, with their facts."""
     scenes = [draw_scene(random.Random(f"tower/{seed}/{split}/{index}")) for index in range(start, start + count)]
-    by_patch = np.stack([patch_facts(scene) for scene in scenes]).reshape(count, ROWS * COLUMNS, -1)[:, IN_BOX]
-    by_box = torch.tensor([[box_facts(scene, box) for box in scene.boxes] for scene in scenes], dtype=torch.float32)
-    # Patches run row by row: four of each box, ROWS times.
-    by_box = by_box.repeat_interleave(4, dim=1).repeat(1, ROWS, 1)
-    picture = [torch.tensor([facts(scene) for scene in scenes], dtype=torch.float32) for facts in GROUPS]
     patches = to_patches(np.stack([render(scene) for scene in scenes]))
-    return patches, torch.from_numpy(by_patch), by_box, [facts[:, None] for facts in picture]
+    of_patches, accounts = (np.stack([*map(facts, scenes)]) for facts in (patch_facts, row_facts))
+    return patches, torch.from_numpy(of_patches), torch.from_numpy(accounts)
 
 
 def loss(module: nn.Module, seed: int, step: int) -> Tensor:
-    """Sum over levels of the cross-entropy in bits of all facts of a patch, box or picture, each level's own mean."""
-    patches, *facts, picture = batch(seed, step * BATCH, BATCH, "train")
-    *logits, whole = module(patches.bfloat16())
-    total = sum(
-        weight * _entropy(guess, fact)
-        for weight, guess, fact in zip((_WEIGHTS["patch"], _WEIGHTS["box"]), logits, facts, strict=True)
-    )
-    for guess, fact in zip(whole, picture, strict=True):
-        total = total + _WEIGHTS["picture"] / len(whole) * _entropy(guess, fact)
-    return total
+    """Cross-entropies of both kinds of facts, each ten times the mean over facts."""
+    patches, *facts = batch(seed, step * BATCH, BATCH, "train")
+    of_patch, of_account = module(patches.bfloat16())
+    known = _known()
+    return 10 * (_entropy(of_patch, facts[0]) + _entropy(of_account[:, known], facts[1][:, known]))
+
+
+def _known() -> Tensor:
+    return torch.from_numpy(relevant())
 
 
 def _entropy(guess: Tensor, fact: Tensor) -> Tensor:
-    return 10 * F.binary_cross_entropy_with_logits(guess.float(), fact.expand(guess.shape))
+    return F.binary_cross_entropy_with_logits(guess.float(), fact)
 
 
 @torch.no_grad()
 def measure(module: nn.Module, *, count: int = 256) -> dict[str, float]:
-    """On unseen pictures: balanced accuracy over the facts of each level (0.5 is chance)."""
-    patches, *facts, picture = batch(1, 0, count, "heldout")
-    *logits, whole = module(patches)
-    figures = {name: _balanced(guess, fact) for name, guess, fact in zip(("patch", "box"), logits, facts, strict=True)}
-    names = ("counted", "places", "towers", "contents")
-    return figures | {name: _balanced(guess, fact) for name, guess, fact in zip(names, whole, picture, strict=True)}
+    """On unseen pictures: balanced accuracy over facts of patches, and of accounts by place (0.5 is chance)."""
+    patches, of_patch, of_account = batch(1, 0, count, "heldout")
+    guessed, account = module(patches)
+    figures = {"patch": _balanced(guessed, of_patch)}
+    for name, places in (("box", PATCHES[:3]), ("picture", PATCHES[3:])):
+        known = torch.zeros_like(_known())
+        known[places.ravel()] = _known()[places.ravel()]
+        figures[name] = _balanced(account[:, known], of_account[:, known])
+    return figures
 
 
 def _balanced(guess: Tensor, fact: Tensor) -> float:
-    fact = fact.expand(guess.shape) > 0.5
-    right = (guess > 0) == fact
+    right, fact = (guess > 0) == (fact > 0.5), fact > 0.5
     return float((right[fact].float().mean() + right[~fact].float().mean()) / 2)
 
 
 def run(folder: Path, *, seed: int, steps: int = RUN.steps) -> None:
-    """Train a tower; writes tower.safetensors and its log."""
+    """Train a tower; writes FILE and its log."""
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
 
     def save(module: nn.Module) -> None:
         assert isinstance(module, TowerWithHeads)
         tensors = {name: tensor.contiguous() for name, tensor in module.vision.state_dict().items()}
-        save_file(tensors, folder / "tower.safetensors")
+        save_file(tensors, folder / FILE)
 
     fit(
         TowerWithHeads(),

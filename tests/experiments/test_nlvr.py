@@ -14,8 +14,9 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from experiments.nlvr import data, labels, run, scenes, score, sentences  # noqa: E402
+from experiments.nlvr import data, exercises, labels, language, read, run, scenes, score, sentences  # noqa: E402
 
+sentences.BANK = 600  # enough here, and made in a second
 SCENES = [scenes.draw_scene(random.Random(seed)) for seed in range(60)]
 NUMBERS = {word: number for number, word in enumerate(sentences.WORDS)} | {str(n): n for n in range(10)}
 
@@ -56,11 +57,61 @@ def test_things_of_a_drawn_box_lie_inside_it_and_apart() -> None:
             assert taken.max() == 1
 
 
-def test_thermometers_count() -> None:
+def test_accounts_count() -> None:
     scene = next(scene for scene in SCENES if scene.kind == "scattered")
-    facts = labels.counted_facts(scene)
-    assert sum(facts[:6]) == min(6, len(scene.items))
+    facts = labels.row_facts(scene)
+    assert facts.shape == (64, labels.NUM_FACTS)
+    start = 20  # behind the key: thermometers of how many there are, up to eight
+    for place, items in enumerate((*scene.boxes, scene.items)):
+        for number, (color, shape) in enumerate(labels.SETS):
+            count = sum(color in ("", item.color) and shape in ("", item.shape) for item in items)
+            assert facts[labels.PATCHES[place, number], start : start + 8].sum() == min(8, count)
+    assert sorted(labels.PATCHES.ravel()) == list(range(64))
     assert labels.patch_facts(scene)[..., 9:12].sum() <= len(scene.items)
+
+
+def test_facts_of_an_account_are_among_those_that_it_can_have() -> None:
+    for scene in SCENES:
+        assert not labels.row_facts(scene)[:, 20:][~labels.relevant()[:, 20:]].any()
+
+
+def test_numbers_in_exercises_are_right() -> None:
+    checked = 0
+    for number, scene in enumerate(SCENES):
+        for exercise in exercises.exercises(scene, random.Random(number), 10):
+            if exercise.text != "count":
+                continue
+            for name, found in exercise.facts:
+                if match := re.fullmatch(r"(black|blue|yellow) (?:item|object|block)s", name):
+                    assert int(found) == min(9, sum(item.color == match[1] for item in scene.items))
+                    checked += 1
+    assert checked > 20
+
+
+def test_only_what_stands_behind_an_equals_sign_and_plain_answers_is_taught(tmp_path: Path) -> None:
+    data.write_words(tmp_path, [], scenes=20)
+    _, encoder = language.fresh(tmp_path, seed=0)
+    encoded = language.encoded([("count", "blue items =2; circles =0"), ("there is a box", "yes")], encoder)
+    taught = [encoder.tokenizer.decode([token]) for token in encoded.ids[encoded.supervised].tolist()]
+    assert [each.strip() for each in taught[:3]] == ["2", "0", "yes"]
+    assert len(taught) == 4  # the end of the last answer
+
+
+def test_a_drawn_picture_is_read_as_what_was_drawn(tmp_path: Path) -> None:
+    for number, scene in enumerate(SCENES[:20]):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(scenes.render(scene)).save(path)
+        found = read.read_scene(path)
+        if scene.kind == "towers":
+            assert [[i.color for i in box] for box in found.boxes] == [[i.color for i in box] for box in scene.boxes]
+        for box, wanted in zip(found.boxes, scene.boxes, strict=True):
+            touching = {i.color for i in wanted if any(_touch(i, j) for j in wanted if j is not i)}
+            alone = Counter((i.shape, i.color, i.size) for i in wanted if i.color not in touching)
+            assert all(Counter((i.shape, i.color, i.size) for i in box)[key] >= n for key, n in alone.items())
+
+
+def _touch(a: scenes.Item, b: scenes.Item) -> bool:
+    return max(a.x, b.x) <= min(a.x + a.size, b.x + b.size) and max(a.y, b.y) <= min(a.y + a.size, b.y + b.size)
 
 
 def test_no_sentence_is_asked_about_its_own_picture_in_the_shuffled_control() -> None:
@@ -95,15 +146,11 @@ def test_the_experiment_runs_from_end_to_end(tmp_path: Path, capsys: pytest.Capt
     splits = data.read_examples(toy)
     assert len(splits["test"]) == 8
     assert not {each.group for each in splits["train"]} & {each.group for each in splits["choose"]}
-    small = [
-        "stages.drawn.steps=2",
-        "stages.real.steps=2",
-        "stages.drawn.batch.samples=2",
-        "stages.real.batch.samples=2",
-    ]
-    run.main([str(toy), str(tmp_path / "out"), *small, "--tower-steps", "2", "--pictures", "4"])
+    small = ["stages.real.steps=2", "stages.real.batch.samples=2"]
+    steps = [f"--{part}-steps=2" for part in ("tower", "language", "connect")]
+    run.main([str(toy), str(tmp_path / "out"), *small, *steps, "--pictures", "4"])
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert results["rows"].keys() == {"training/drawn", "training/real", "text-only/real"}
+    assert results["rows"].keys() == {"start", "training/real", "text-only/real", "from exact facts, before real"}
     assert results["rows"]["training/real"][0].keys() >= {"own", "shuffled", "blank"}
     assert results["rows"]["training/real"][0]["sentences"] == 8
     assert "training/real, split test" in capsys.readouterr().out
