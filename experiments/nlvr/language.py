@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from opsin import weights
 from opsin.collate import pack
-from opsin.demo.fit import Fit, fit, save_half, spread_normal_
+from opsin.demo.fit import Fit, fit, save_half, spread_blocks_
 from opsin.encode import Encoded, Encoder
 from opsin.nn.batch import Batch
 from opsin.spec.recipe import AdamW, Muon
@@ -65,9 +65,7 @@ class LanguageModel(nn.Module):
         self.vlm.vision.requires_grad_(False)
         self.vlm.connector.requires_grad_(False)
         nn.init.normal_(self.vlm.decoder.embed.weight, std=0.5)
-        for name, tensor in self.vlm.decoder.layers.named_parameters():
-            if tensor.ndim == 2:
-                spread_normal_(tensor, 0.3 if name.endswith(("out.weight", "down.weight")) else 1.0)
+        spread_blocks_(self.vlm.decoder.layers)
         self.oracle = Oracle(tokenizer, self.vlm.decoder.config.dim)
 
     def logits(self, batch: Batch, facts: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,10 +55,11 @@ def test_a_run_over_an_earlier_one_is_allowed_and_over_other_files_refused(
 
 
 def test_time_decides_how_many_steps() -> None:
-    assert demo.planned_steps(0, 250, most=100) == 25
-    assert demo.planned_steps(1, 225, most=900) == 225
-    assert demo.planned_steps(1, 1e6, most=900) == 900
-    assert demo.planned_steps(1, 3240, most=None) == 3240
+    assert demo.pretrain_share() == 0.1
+    assert demo.planned_steps(224.6, most=900) == 225
+    assert demo.planned_steps(1e6, most=900) == 900
+    assert demo.planned_steps(3240, most=None) == 3240
+    assert demo.planned_steps(-1, most=900) == 8
 
 
 def test_a_stage_is_planned_by_the_speed_when_it_starts(

@@ -95,3 +95,10 @@ def save_half(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str
 def spread_normal_(linear: Tensor, scale: float = 1.0) -> None:
     """Fill a (fan out, fan in) matrix so that unit inputs give outputs of size `scale`."""
     nn.init.normal_(linear, std=scale / math.sqrt(linear.shape[1]))
+
+
+def spread_blocks_(blocks: nn.Module) -> None:
+    """Fill all matrices of a language model's blocks; what they add to the stream is small at first."""
+    for name, tensor in blocks.named_parameters():
+        if tensor.ndim == 2:
+            spread_normal_(tensor, 0.3 if name.endswith(("out.weight", "down.weight")) else 1.0)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin.demo.fit import Fit, fit, save_half, spread_normal_
+from opsin.demo.fit import Fit, fit, save_half, spread_blocks_
 from opsin.demo.labels import patch_labels, typed_picture
 from opsin.demo.scene import Split
 from opsin.demo.shipped import CHAT, DECODER_FILE, decoder_config
@@ -70,9 +70,7 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.decoder.embed.weight, std=0.5)
         assert self.decoder.head is not None
         nn.init.normal_(self.decoder.head.weight, std=0.02)
-        for name, tensor in self.decoder.layers.named_parameters():
-            if tensor.ndim == 2:
-                spread_normal_(tensor, 0.3 if name.endswith(("out.weight", "down.weight")) else 1.0)
+        spread_blocks_(self.decoder.layers)
 
     def hidden(self, texts: list[Text]) -> Tensor:
         """Hidden states (T, D) of texts side by side, none of which sees another."""

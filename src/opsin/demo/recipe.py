@@ -50,33 +50,29 @@ class Drawn:
         return Conversation(tuple(messages), (drawn.picture,), id=f"{self.kind}-{number}")
 
 
-def demo_stages(pretrain_steps: int, finetune_steps: int) -> tuple[Stage, Stage]:
-    """Both stages with their numbers of steps."""
-    batch = BatchSize(samples=PICTURES, form="pack")
-    return (
-        Stage(
-            name="pretrain",
-            trainable=("connector",),
-            chat="plain",
-            batch=batch,
-            optim=Muon(lr=4e-3, scale="match_rms_adamw", rest=AdamW(lr=2e-3, betas=(0.9, 0.98))),
-            schedule=Schedule(warmup_ratio=0.1),
-            steps=pretrain_steps,
-        ),
-        Stage(
-            name="finetune",
-            trainable=("connector", "decoder"),
-            batch=batch,
-            optim=Muon(
-                lr=2e-3,
-                part_lr={"connector": 4e-3},
-                scale="match_rms_adamw",
-                rest=AdamW(lr=1e-3, betas=(0.9, 0.98)),
-            ),
-            schedule=Schedule(warmup_ratio=0.05),
-            steps=finetune_steps,
-        ),
-    )
+PRETRAIN = Stage(
+    name="pretrain",
+    trainable=("connector",),
+    chat="plain",
+    batch=BatchSize(samples=PICTURES, form="pack"),
+    optim=Muon(lr=4e-3, scale="match_rms_adamw", rest=AdamW(lr=2e-3, betas=(0.9, 0.98))),
+    schedule=Schedule(warmup_ratio=0.1),
+    steps=100,
+)
+FINETUNE = Stage(
+    name="finetune",
+    trainable=("connector", "decoder"),
+    batch=PRETRAIN.batch,
+    optim=Muon(
+        lr=2e-3,
+        part_lr={"connector": 4e-3},
+        scale="match_rms_adamw",
+        rest=AdamW(lr=1e-3, betas=(0.9, 0.98)),
+    ),
+    schedule=Schedule(warmup_ratio=0.05),
+    steps=900,
+)
+"""Where time allows all their steps."""
 
 
 def demo_run(output: str, *, seed: int, device: str, stage: Stage) -> RunConfig:

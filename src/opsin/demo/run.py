@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from opsin import __version__, weights
 from opsin.demo import shipped
-from opsin.demo.recipe import Drawn, demo_run, demo_stages
+from opsin.demo.recipe import FINETUNE, PRETRAIN, Drawn, demo_run
 from opsin.demo.score import Asked, ask_all, mean_scores, scores_by_task
 from opsin.demo.tasks import heldout_questions, sample
 from opsin.encode import Encoder
@@ -45,7 +45,6 @@ from opsin.train.runner import train_stage
 from opsin.train.trainable import choose, idle_tensors
 from opsin.weights import Model
 
-PRETRAIN_STEPS, FINETUNE_STEPS = 100, 900
 BUDGET_SECONDS, QUICK_SECONDS = 250.0, 40.0
 """Longest training of the default and of `--quick`. Evaluation and report take about half a minute more."""
 PER_TASK, PER_TASK_QUICK = 40, 30
@@ -133,35 +132,46 @@ def train_stages(
     capped: at most the default numbers of steps.
     """
     started, rows, stages, first = time.perf_counter(), list[Row](), list[Stage](), 0
-    for number, most in enumerate((PRETRAIN_STEPS, FINETUNE_STEPS)):
+    for stage, kind, share in ((PRETRAIN, "captions", pretrain_share()), (FINETUNE, "questions", 1.0)):
         per_step = seconds_per_step(model, seed=seed, device=device)
         left = seconds - (time.perf_counter() - started)
-        steps = planned_steps(number, left / per_step, most if capped else None)
-        stage = demo_stages(steps, steps)[number]
+        planned = stage.replace(steps=planned_steps(share * left / per_step, stage.steps if capped else None))
         console.print(
-            f"A step takes {per_step:.2f} s here: {steps} steps of stage {stage.name!r}"
-            + (", as many as there is time for." if not capped or steps < most else ".")
+            f"A step takes {per_step:.2f} s here: {planned.steps} steps of stage {stage.name!r}"
+            + ("." if planned.steps == stage.steps else ", as many as there is time for.")
         )
-        source = Drawn("questions" if number else "captions", seed, first, steps * stage.batch.samples)
-        config = demo_run(str(folder / stage.name), seed=seed, device=device, stage=stage)
+        source = Drawn(kind, seed, first, planned_samples(planned))
+        config = demo_run(str(folder / stage.name), seed=seed, device=device, stage=planned)
         reporter = Screen(console, every=config.log_every)
         train(config, model=model, sources={stage.name: source}, on_row=rows.append, reporter=reporter)
-        stages.append(stage)
+        stages.append(planned)
         first += len(source)
     return tuple(stages), rows
 
 
-def planned_steps(number: int, possible: float, most: int | None) -> int:
-    """Steps of stage `number`, 0 or 1, where so many steps can still be made: the first leaves the second its share."""
-    share = 1.0 if number else PRETRAIN_STEPS / (PRETRAIN_STEPS + FINETUNE_STEPS)
-    steps = max(8, round(possible * share))
+def pretrain_share() -> float:
+    """Share of all steps that are pretraining."""
+    assert PRETRAIN.steps is not None
+    assert FINETUNE.steps is not None
+    return PRETRAIN.steps / (PRETRAIN.steps + FINETUNE.steps)
+
+
+def planned_steps(possible: float, most: int | None) -> int:
+    """As many steps as are possible, at most so many and at least a few."""
+    steps = max(8, round(possible))
     return steps if most is None else min(steps, most)
+
+
+def planned_samples(stage: Stage) -> int:
+    """Samples that a stage reads."""
+    assert stage.steps is not None
+    return stage.steps * stage.batch.samples
 
 
 def seconds_per_step(model: Model, *, seed: int, device: str) -> float:
     """Time of one step of the second stage, measured on a copy; the first, which warms up, is not counted."""
-    stage = demo_stages(1, TRIAL_STEPS)[1]
-    source = Drawn("questions", seed, 10**6, TRIAL_STEPS * stage.batch.samples)
+    stage = FINETUNE.replace(steps=TRIAL_STEPS)
+    source = Drawn("questions", seed, 10**6, planned_samples(stage))
     trial = copy.deepcopy(model.vlm)
     rows = train_stage(trial, stage, source, tokenizer=model.tokenizer, seed=seed, device=device)
     return min(row["seconds"] for row in rows[1:])

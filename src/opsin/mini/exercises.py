@@ -36,7 +36,7 @@ def _places(shown: Sample, rng: random.Random, split: Split) -> Found:
         yield {}, _some(names, rng)
 
 
-def _boxes(shown: Sample, rng: random.Random, split: Split) -> Found:
+def boxes(shown: Sample, rng: random.Random, split: Split) -> Found:
     """The boxes of one or two things."""
     if (scene := one_picture(shown)) and (things := named(scene)):
         chosen = rng.sample(things, min(2, len(things)))
@@ -78,7 +78,7 @@ def _counts(shown: Sample, rng: random.Random, split: Split) -> Found:
 EXERCISES: dict[str, Asked] = {
     "colours": (_colours, ("Describe the shapes.",), 1.5),
     "places": (_places, ("Where do you see the shapes?",), 1.5),
-    "boxes": (_boxes, ("Find the shapes.",), 0.3),
+    "boxes": (boxes, ("Find the shapes.",), 0.3),
     "relations": (_relations, ("On which side of the shapes is the {first}?",), 1.0),
     "sizes": (_sizes, ("Compare the shapes with the {first}.",), 0.7),
     "counts": (_counts, ("Count everything.",), 0.7),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from opsin import weights
 from opsin.collate import pack
-from opsin.demo.fit import Fit, fit, save_half, spread_normal_
+from opsin.demo.fit import Fit, fit, save_half, spread_blocks_
 from opsin.encode import Encoded, Encoder
 from opsin.mini.labels import ANCHOR, COVER, FIELDS, INK, NUM_WAVES, WORDS, patch_labels, waves
 from opsin.mini.model import config
@@ -120,9 +120,7 @@ class LanguageModel(nn.Module):
         self.vlm = weights.build(config(tokenizer), seed=seed)
         decoder = self.vlm.decoder
         nn.init.normal_(decoder.embed.weight, std=0.5)
-        for name, tensor in decoder.layers.named_parameters():
-            if tensor.ndim == 2:
-                spread_normal_(tensor, 0.3 if name.endswith(("out.weight", "down.weight")) else 1.0)
+        spread_blocks_(decoder.layers)
         self.oracle = Oracle(decoder.config.dim)
 
     def logits(self, batch: Batch, shown: Shown) -> tuple[Tensor, Tensor]:

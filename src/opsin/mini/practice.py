@@ -5,8 +5,12 @@ from collections import Counter
 from collections.abc import Callable
 
 from opsin.demo.scene import COLORS, COLUMNS, ROWS, SHAPES, Split, Thing
+from opsin.mini.exercises import boxes
 from opsin.mini.tasks import LARGER, Asked, Found, Maker, Sample, box_of, named, one_picture, side_of
 
+TWO, STILL = "two", "place"
+"""What is said of a thing that both pictures show, and of one that does not move: the vocabulary is made before this
+stage, of the words of tasks and exercises."""
 APART = 6
 """How many pixels two things must differ in x or y to be told apart by it."""
 
@@ -65,13 +69,6 @@ def _edges(shown: Sample, rng: random.Random, split: Split) -> Found:
         yield from _parts(parts, side=("left", "top", "right", "bottom")[side])
 
 
-def _outlines(shown: Sample, rng: random.Random, split: Split) -> Found:
-    """The boxes of one or two things."""
-    if (scene := one_picture(shown)) and (things := named(scene)):
-        chosen = rng.sample(things, min(2, len(things)))
-        yield {}, "", *((thing.name, box_of(thing, scene.size)) for thing in chosen)
-
-
 def _counts(shown: Sample, rng: random.Random, split: Split) -> Found:
     """How many there are of each colour and shape, and of one that is not there."""
     if scene := one_picture(shown):
@@ -86,7 +83,7 @@ def _pictures(shown: Sample, rng: random.Random, split: Split) -> Found:
     if len(shown.pictures) == 2:
         first, second = ({thing.name for thing in scene.things} for scene in shown.pictures)
         where = {
-            name: "two" if name in first & second else "first" if name in first else "second"
+            name: TWO if name in first & second else "first" if name in first else "second"
             for name in sorted(first | second)
         }
         yield {}, list(where.items())
@@ -96,7 +93,7 @@ def _moves(shown: Sample, rng: random.Random, split: Split) -> Found:
     """Where each thing of a clip moves."""
     if clip := shown.clip:
         names = [thing.name for thing in clip.frames[0].things]
-        yield {}, [(name, clip.direction if name == clip.mover else "place") for name in names]
+        yield {}, [(name, clip.direction if name == clip.mover else STILL) for name in names]
 
 
 PRACTICE: dict[str, Asked] = {
@@ -109,7 +106,7 @@ PRACTICE: dict[str, Asked] = {
         1.5,
     ),
     "edges": (_edges, ("Where is the {side} of the shapes?",), 2.0),
-    "outlines": (_outlines, ("Find the shapes.",), 0.3),
+    "outlines": (boxes, ("Find the shapes.",), 0.3),
     "across": (
         _beside(lambda thing, one: _apart(thing.x - one.x, ("left", "right"))),
         ("Which shapes are left and right of the {first}?",),

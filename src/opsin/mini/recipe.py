@@ -67,6 +67,7 @@ class Training:
     steps: int
     seed: int
     """Added to the recipe's, so that each stage sees other samples."""
+    practises: bool = False
 
     def stage(self, steps: int) -> Stage:
         """The stage, of so many steps."""
@@ -104,9 +105,9 @@ class Training:
             stages=(self.stage(steps),),
         )
         # One more: the language model has read those of the recipe's own seed.
-        source = Drawn(seed + 1, 0, steps * SAMPLES, Encoder(config(tokenizer), tokenizer), self is PRACTISE)
+        source = Drawn(seed + 1, 0, steps * SAMPLES, Encoder(config(tokenizer), tokenizer), self.practises)
         return train(run_config, sources={self.name: source}, reporter=reporter).folder
 
 
 FINETUNE = Training("finetune", START, 3200, 0)
-PRACTISE = Training("practise", f"{FINETUNE.folder}/{FINETUNE.name}", 3600, 10)
+PRACTISE = Training("practise", f"{FINETUNE.folder}/{FINETUNE.name}", 3600, 10, practises=True)
