@@ -9,7 +9,7 @@ import pytest
 
 from opsin.demo.drawn import draw
 from opsin.demo.labels import ANCHORS
-from opsin.demo.scene import COLUMNS, HELDOUT_PAIRS, ROWS, is_heldout
+from opsin.demo.scene import COLUMNS, HELDOUT_PAIRS, ROWS, Scene, is_heldout
 from opsin.mini import scenes
 from opsin.mini.evaluation import heldout, make, shown
 from opsin.mini.exercises import EXERCISES
@@ -18,7 +18,7 @@ from opsin.mini.model import PATCH, RESOLUTION, TOKEN, shown_size
 from opsin.mini.practice import PRACTICE
 from opsin.mini.samples import TELLING, sample
 from opsin.mini.talk import conversation
-from opsin.mini.tasks import TASKS, Sample, box_of
+from opsin.mini.tasks import LARGER, TASKS, Sample, box_of
 
 SAMPLES = [sample(0, index, "train") for index in range(400)]
 HELDOUT_NAMES = {f"{color} {shape}" for shape, color in HELDOUT_PAIRS}
@@ -188,16 +188,26 @@ def is_said_rightly(task: str, one: Sample, text: str, name: str, said: str) -> 
     }[task]()
 
 
+def is_compared_rightly(scene: Scene, text: str, said: str) -> bool:
+    """Whether the thing named first in `text` is as much larger or smaller than the other as is said."""
+    first, second = sorted((t for t in scene.things if f" {t.name}" in text), key=lambda t: text.index(t.name))
+    by = first.size / second.size
+    return by >= LARGER if said == "larger" else said == "smaller" and 1 / by >= LARGER
+
+
 def test_what_is_practised_is_what_the_scene_shows() -> None:
     seen = Counter()
     for one in (sample(3, index, "train", tasks=PRACTICE) for index in range(200)):
         for question in one.questions:
-            if not question.boxes:
+            if question.told:
                 assert question.answer == f"{', '.join(' '.join(part) for part in question.told)}."
                 for name, said in question.told:
                     assert is_said_rightly(question.task, one, question.text, name, said), (question, name, said)
                 seen[question.task] += len(question.told)
-    assert set(seen) == PRACTICE.keys() - {"outlines"}
+            elif question.task == "compared":
+                assert is_compared_rightly(one.pictures[0], question.text, question.answer), question
+                seen[question.task] += 1
+    assert set(seen) == PRACTICE.keys() - {"outlines", "larger of two"}
     assert min(seen.values()) > 20
 
 

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-STAGES = ("tokenizer", "tower", "language", "connect", "finetune", "practise", "ship")
+STAGES = ("tokenizer", "tower", "language", "connect", "finetune", "ship")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,14 +21,13 @@ def main(arguments: list[str] | None = None) -> None:
         from opsin.mini import words
 
         print(f"{words.write(given.folder)} tokens")
-    elif given.stage in ("finetune", "practise"):
+    elif given.stage == "finetune":
         from rich.console import Console
 
         from opsin.mini import recipe
         from opsin.train.log import Screen
 
-        training = {"finetune": recipe.FINETUNE, "practise": recipe.PRACTISE}[given.stage]
-        print(training.run(given.folder, seed=given.seed, steps=given.steps, reporter=Screen(Console(), every=50)))
+        print(recipe.run(given.folder, seed=given.seed, steps=given.steps, reporter=Screen(Console(), every=50)))
     elif given.stage == "ship":
         from opsin.mini import ship
 

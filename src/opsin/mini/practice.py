@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from opsin.demo.scene import COLORS, COLUMNS, ROWS, SHAPES, Split, Thing
 from opsin.mini.exercises import boxes
-from opsin.mini.tasks import LARGER, Asked, Found, Maker, Sample, box_of, named, one_picture, side_of
+from opsin.mini.tasks import LARGER, TASKS, Asked, Found, Maker, Sample, box_of, larger, named, one_picture, side_of
 
 TWO, STILL = "two", "place"
 """What is said of a thing that both pictures show, and of one that does not move: the vocabulary is made before this
@@ -61,6 +61,17 @@ def _size_beside(thing: Thing, one: Thing) -> str | None:
     return "larger" if thing.size > one.size else "smaller"
 
 
+def _compared(shown: Sample, rng: random.Random, split: Split) -> Found:
+    """How large one thing is beside another: what the task asks of the two in a word, without the choice of a name."""
+    for target, _ in larger(shown, rng, split):
+        scene = one_picture(shown)
+        assert scene is not None
+        by_name = {thing.name: thing for thing in named(scene)}
+        said = _size_beside(by_name[target["first"]], by_name[target["second"]])
+        assert said is not None
+        yield target, said
+
+
 def _edges(shown: Sample, rng: random.Random, split: Split) -> Found:
     """One of the four numbers of each thing's box."""
     if scene := one_picture(shown):
@@ -105,8 +116,8 @@ PRACTICE: dict[str, Asked] = {
         ("Where do you see the shapes?",),
         1.5,
     ),
-    "edges": (_edges, ("Where is the {side} of the shapes?",), 2.0),
-    "outlines": (boxes, ("Find the shapes.",), 0.3),
+    "edges": (_edges, ("Where is the {side} of the shapes?",), 2.5),
+    "outlines": (boxes, ("Find the shapes.",), 2.5),
     "across": (
         _beside(lambda thing, one: _apart(thing.x - one.x, ("left", "right"))),
         ("Which shapes are left and right of the {first}?",),
@@ -122,8 +133,10 @@ PRACTICE: dict[str, Asked] = {
         ("On which side of the {first} are the shapes?",),
         1.5,
     ),
-    "widths": (_each(lambda thing, _: str(thing.size)), ("How large are the shapes?",), 2.0),
-    "sizes": (_beside(_size_beside), ("Compare the shapes with the {first}.",), 2.0),
+    "widths": (_each(lambda thing, _: str(thing.size)), ("How large are the shapes?",), 1.5),
+    "sizes": (_beside(_size_beside), ("Compare the shapes with the {first}.",), 4.0),
+    "compared": (_compared, ("Compare the {first} with the {second}.",), 3.0),
+    "larger of two": (*TASKS["larger"][:2], 3.0),
     "counts": (_counts, ("Count everything.",), 1.5),
     "pictures": (_pictures, ("Which picture shows the shapes?",), 4.0),
     "moves": (_moves, ("Where do the shapes move?",), 3.0),

@@ -6,7 +6,7 @@ from typing import Any
 
 from opsin import weights
 from opsin.evaluate.figures import MACRO
-from opsin.mini.recipe import PRACTISE
+from opsin.mini.recipe import TRAINED
 
 SHIPPED = "opsin-mini"
 """Folder, in the recipe's, of what the package carries."""
@@ -20,7 +20,7 @@ def ship(folder: Path) -> Path:
 
     Ten bits of fraction are enough: nothing here comes near the range of float16, and halves the size.
     """
-    model = weights.load(folder / PRACTISE.folder / PRACTISE.name)
+    model = weights.load(folder / TRAINED)
     out = folder / SHIPPED
     weights.save_native(out, model.vlm.half(), model.config, model.tokenizer)
     return out

@@ -102,7 +102,7 @@ def _position(shown: Sample, rng: random.Random, split: Split) -> Found:
             yield {"name": thing.name}, f"{ROWS[thing.cell[0]]} {COLUMNS[thing.cell[1]]}"
 
 
-def _larger(shown: Sample, rng: random.Random, split: Split) -> Found:
+def larger(shown: Sample, rng: random.Random, split: Split) -> Found:
     """Comparison of two things by their size, which differs by a third at least."""
     if not (scene := one_picture(shown)):
         return
@@ -266,7 +266,7 @@ TASKS: dict[str, Asked] = {
         ("Where is the {name}?", "In which place is the {name}?", "Where do you see the {name}?"),
         2.0,
     ),
-    "larger": (_larger, ("Which is {which}, the {first} or the {second}?",), 1.5),
+    "larger": (larger, ("Which is {which}, the {first} or the {second}?",), 1.5),
     "more": (
         _more,
         (
