@@ -1,5 +1,6 @@
 """One mask rule, its cheap forms, and grouped keys."""
 
+import pytest
 import torch
 
 from opsin.nn.attention import attend
@@ -37,14 +38,30 @@ def test_full_and_causal_forms_equal_the_rule_written_out():
     )
 
 
-def test_packed_documents_equal_the_dense_rule():
-    q, k, v = tensors(1, 9, 9)
-    segment = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2]])
-    order = torch.arange(9)[None]
+@pytest.mark.parametrize("within", ["causal", "full"])
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [[0, 0, 0, 1, 1, 2, 2, 2, 2]],
+        [[0, 0, 0, 1, 1, 1, 2, 2, 2]],  # of one length: they run as one batch
+        [[0, 0, 0, 1, 1, 1], [2, 2, 2, 3, 3, 3]],
+        [[0, 0, 1, 1, -1, -1], [2, 2, 2, 2, 3, -1], [-1, 4, 4, -1, -1, -1]],  # -1: in no stretch
+    ],
+)
+def test_stretches_equal_the_dense_rule(segments, within):
+    segment = torch.tensor(segments)
+    rows, length = segment.shape
+    q, k, v = tensors(rows, length, length)
+    order = torch.arange(length).expand(rows, -1) if within == "causal" else torch.zeros_like(segment)
     rule = dense(segment, order, segment, order)
-    by_stretch = attend(q, k, v, mask=packed(((0, 0, 3), (0, 3, 5), (0, 5, 9))))
-    torch.testing.assert_close(by_stretch, attend(q, k, v, mask=rule), **TOLERANCE)
-    torch.testing.assert_close(by_stretch.double(), reference(q, k, v, rule.allowed), **TOLERANCE)
+    places = {number: (segment == number).nonzero().tolist() for number in set(segment.flatten().tolist()) - {-1}}
+    # In any order.
+    stretches = tuple((at[0][0], at[0][1], at[-1][1] + 1) for _, at in sorted(places.items(), reverse=True))
+    by_stretch = attend(q, k, v, mask=Mask("stretches", stretches=stretches, within=within))
+    inside = segment >= 0
+    expected = reference(q, k, v, rule.allowed)
+    torch.testing.assert_close(by_stretch[inside].double(), expected[inside], **TOLERANCE)
+    assert (by_stretch[~inside] == 0).all()
 
 
 def test_gradient_does_not_cross_documents():

@@ -1,6 +1,6 @@
 """The one attention call of the project, and the layer around it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,17 +30,28 @@ def attend(
     """
     if mask.form == "stretches":
         assert bias is None, "stretches have no common matrix that a bias could be added to"
-        out = torch.zeros_like(q)
-        for row, start, stop in mask.stretches:
-            part = (slice(row, row + 1), slice(start, stop))
-            causal = mask.within == "causal"
-            out[part] = _sdpa(q[part], k[part], v[part], causal=causal, allowed=None, scale=scale, dropout=dropout)
-        return out
+        return _attend_apart(q, k, v, mask=mask, scale=scale, dropout=dropout)
     allowed, causal = mask.allowed, mask.form == "causal"
     if bias is not None:
         assert not causal, "write a causal mask out where there is a bias"
         allowed = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
     return _sdpa(q, k, v, causal=causal, allowed=allowed, scale=scale, dropout=dropout)
+
+
+def _attend_apart(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, scale: float | None, dropout: float) -> Tensor:
+    """Each stretch by itself, or all of one length as one batch.
+
+    Tensors are split once and joined once: a slice for each stretch would get a gradient as large as the whole each.
+    """
+    settings: dict[str, Any] = {"causal": mask.within == "causal", "allowed": None, "scale": scale, "dropout": dropout}
+    pieces = mask.pieces(*q.shape[:2])
+    lengths = [length for length, _ in pieces]
+    flat = [x.flatten(0, 1) for x in (q, k, v)]
+    if len(set(pieces)) == 1 and pieces[0][1]:
+        return _sdpa(*(x.unflatten(0, (-1, lengths[0])) for x in flat), **settings).reshape(q.shape)
+    parts = zip(*(x[None].split(lengths, dim=1) for x in flat), pieces, strict=True)
+    found = [_sdpa(*part, **settings) if seen else torch.zeros_like(part[0]) for *part, (_, seen) in parts]
+    return torch.cat(found, dim=1).view(q.shape)
 
 
 def _sdpa(

@@ -28,6 +28,18 @@ class Mask:
     allowed: Tensor | None = None
     """For `dense`: (B, 1, T, S) bool, true where query t may see key s."""
 
+    def pieces(self, num_rows: int, length: int) -> list[tuple[int, bool]]:
+        """For `stretches`: how rows of that length, one after the other, fall into them and the gaps between them.
+
+        Returns (tokens, whether it is a stretch) of each piece.
+        """
+        found, place = [], 0
+        for start, stop in sorted((row * length + start, row * length + stop) for row, start, stop in self.stretches):
+            found += [(start - place, False)] * (start > place) + [(stop - start, True)]
+            place = stop
+        end = num_rows * length
+        return found + [(end - place, False)] * (end > place)
+
 
 FULL = Mask("full")
 """Every query sees every key: inside one tile of the vision tower, or one new token after a cache of equal lengths."""
