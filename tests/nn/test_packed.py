@@ -53,7 +53,7 @@ def test_a_packed_model_gives_the_same_hidden_states(tmp_path):
     batch = pad([Encoder(config, byte_tokenizer(tmp_path)).encode(ask("What is it?", picture((80, 60))))])
     with torch.inference_mode():
         expected = vlm.hidden(batch)
-        # Per decoder layer q, out, gate, up, down; k and v are too small. Per tower layer all six. The connector's two.
-        assert pack(vlm, num_rows=8) == 2 * 5 + config.vision.num_layers * 6 + 2 + 1
+        # Decoder layers: q, k, v (in one), out, gate, up, down. Tower layers: six. The connector's two, and the head.
+        assert pack(vlm, num_rows=8) == 2 * 7 + config.vision.num_layers * 6 + 2 + 1
         # Normed states, float32 sums of some hundred products in another order, through five layers.
         torch.testing.assert_close(vlm.hidden(batch), expected, atol=1e-4, rtol=1e-4)

@@ -88,10 +88,13 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = head_dim
         inner, inner_kv = num_heads * head_dim, num_kv_heads * head_dim
+        self.widths = [inner, inner_kv, inner_kv]
         qkv_bias, out_bias = bias in ("qkv", "all"), bias in ("out", "all")
         self.q = nn.Linear(dim, inner, bias=qkv_bias)
         self.k = nn.Linear(dim, inner_kv, bias=qkv_bias)
         self.v = nn.Linear(dim, inner_kv, bias=qkv_bias)
+        self.qkv: nn.Module | None = None
+        """One layer in place of the three, where `packed.pack` has joined them."""
         self.out = nn.Linear(inner, dim, bias=out_bias)
         self.norm_q = None if qk_norm_eps is None else nn.RMSNorm(inner, eps=qk_norm_eps)
         self.norm_k = None if qk_norm_eps is None else nn.RMSNorm(inner_kv, eps=qk_norm_eps)
@@ -112,7 +115,7 @@ class Attention(nn.Module):
         Keys are stored rotated, so that a cached step rotates only its new tokens. Queries are not stored: a past query
         has done its work and nothing later reads it.
         """
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = self._project(x)
         if self.norm_q is not None and self.norm_k is not None:
             q, k = self.norm_q(q), self.norm_k(k)
         split = (*x.shape[:2], -1, self.head_dim)
@@ -125,6 +128,11 @@ class Attention(nn.Module):
             k, v = cache.append(layer, k, v)
         # A cache may store another dtype than the model's; attention then works in the cache's.
         return self.out(pick(attend(q.to(k.dtype), k, v, mask=mask).flatten(2), wanted).to(x.dtype))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.qkv is None:
+            return self.q(x), self.k(x), self.v(x)
+        return self.qkv(x).split(self.widths, dim=-1)
 
 
 def pick(x: Tensor, wanted: Tensor | None) -> Tensor:

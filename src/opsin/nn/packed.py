@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from opsin.nn.attention import Attention
 from opsin.nn.vlm import VLM
 
 _MIN_WEIGHTS = 2**16
@@ -47,7 +48,7 @@ def pack(vlm: VLM, *, num_rows: int = 1) -> int:
 
 def pack_layers(module: nn.Module, *, num_rows: int = 1) -> int:
     """Like `pack`, for the linear layers inside any module that only calls them."""
-    count = 0
+    count = _join(module) if isinstance(module, Attention) else 0
     for name, child in module.named_children():
         if type(child) is nn.Linear:
             if can_pack(child):
@@ -56,3 +57,20 @@ def pack_layers(module: nn.Module, *, num_rows: int = 1) -> int:
         else:
             count += pack_layers(child, num_rows=num_rows)
     return count
+
+
+def _join(attention: Attention) -> int:
+    """One layer for queries, keys and values, to be packed next: it reads its input once. Returns layers saved."""
+    layers = [attention.q, attention.k, attention.v]
+    if any(type(layer) is not nn.Linear for layer in layers):
+        return 0
+    weights, biases = zip(*((layer.weight.detach(), layer.bias) for layer in layers), strict=True)
+    joined = nn.Linear(weights[0].shape[1], sum(map(len, weights)), bias=biases[0] is not None, device="meta")
+    joined.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
+    if not can_pack(joined):
+        return 0
+    if biases[0] is not None:
+        joined.bias = nn.Parameter(torch.cat(biases).detach(), requires_grad=False)
+    del attention.q, attention.k, attention.v
+    attention.qkv = joined
+    return len(layers) - 1
