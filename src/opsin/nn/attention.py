@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opsin.nn.blocks import RMSNorm
 from opsin.nn.cache import KVCache
 from opsin.nn.mask import Mask
 from opsin.nn.rope import Rotation, rotate
@@ -96,8 +97,8 @@ class Attention(nn.Module):
         self.qkv: nn.Module | None = None
         """One layer in place of the three, where `packed.pack` has joined them."""
         self.out = nn.Linear(inner, dim, bias=out_bias)
-        self.norm_q = None if qk_norm_eps is None else nn.RMSNorm(inner, eps=qk_norm_eps)
-        self.norm_k = None if qk_norm_eps is None else nn.RMSNorm(inner_kv, eps=qk_norm_eps)
+        self.norm_q = None if qk_norm_eps is None else RMSNorm(inner, eps=qk_norm_eps)
+        self.norm_k = None if qk_norm_eps is None else RMSNorm(inner_kv, eps=qk_norm_eps)
 
     def forward(
         self,

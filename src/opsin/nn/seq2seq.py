@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from opsin.nn.attention import attend
 from opsin.nn.batch import Batch
+from opsin.nn.blocks import RMSNorm
 from opsin.nn.cache import EncoderMemory, KVCache
 from opsin.nn.mask import Mask, dense, without_padding
 from opsin.spec.seq2seq import Seq2SeqConfig
@@ -99,9 +100,9 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm1 = RMSNorm(config.dim, eps=config.norm_eps)
         self.attn = T5Attention(config)
-        self.norm2 = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm2 = RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = GatedGelu(config)
 
     def forward(self, x: Tensor, *, mask: Mask, bias: Tensor) -> Tensor:
@@ -116,11 +117,11 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm1 = RMSNorm(config.dim, eps=config.norm_eps)
         self.attn = T5Attention(config)
-        self.norm_cross = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm_cross = RMSNorm(config.dim, eps=config.norm_eps)
         self.cross = T5Attention(config)
-        self.norm2 = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm2 = RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = GatedGelu(config)
 
     def forward(
@@ -151,7 +152,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.relative = RelativePositions(config, both_ways=True)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """x: (B, S, D) embeddings; valid: (B, S), false in padding. Returns states (B, S, D)."""
@@ -172,7 +173,7 @@ class Seq2Seq(nn.Module):
         self.encoder = Encoder(config)
         self.relative = RelativePositions(config, both_ways=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
 
     def forward(self, x: Tensor, *, batch: Batch, cache: KVCache | None = None) -> Tensor:

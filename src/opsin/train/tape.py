@@ -141,8 +141,6 @@ class Tape:
         trains = any(p.requires_grad for p in layer.parameters())
         if x.grad or trains:
             self.keep(x)
-        if trains and isinstance(layer, nn.RMSNorm):
-            self.keep(Value(x.rows, x.width))  # x normed, before the weight; a GPU's fused kernel saves this
         return Value(x.rows, x.width, x.grad or trains)
 
     def elementwise(self, x: Value, *, keeps: int = 1) -> Value:
