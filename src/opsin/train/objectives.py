@@ -80,15 +80,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = part.new_empty(len(part), size)
                 for block in blocks:
                     torch.mm(part, weight[block].to(low).T, out=logits[:, block])
-                norm = torch.cat([logits[:, b].float().logsumexp(1, keepdim=True) for b in blocks], dim=1)
-                norm = norm.logsumexp(1, keepdim=True)
-                wanted = logits.gather(1, ids).float() - norm
+                wanted = _log_likelihoods_(logits, ids, blocks, want_gradient=want_hidden or want_weight)
                 total -= wanted.sum()
-                if grad_hidden is None and grad_weight is None:
+                if not (want_hidden or want_weight):
                     continue
-                for block in blocks:  # softmax - onehot, in the memory of the logits
-                    logits[:, block] = logits[:, block].float().sub_(norm).exp_()
-                logits.scatter_(1, ids, (wanted.exp() - 1).to(low))
                 for block in blocks:
                     grad = logits[:, block]
                     if grad_hidden is not None:
@@ -109,3 +104,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad is not None:
                     grad.mul_(factor)  # in place: it exists for this one use
         return grad_hidden, grad_weight, None
+
+
+def _log_likelihoods_(logits: Tensor, ids: Tensor, blocks: list[slice], *, want_gradient: bool) -> Tensor:
+    """(M, V) logits -> (M, 1) log softmax at the ids (M, 1), in float32; logits become softmax - onehot, if wanted.
+
+    Block by block of the vocabulary, so that no more than one of them is ever held in float32.
+    """
+    if len(blocks) == 1:  # torch's kernel makes half as many passes over memory
+        logs = torch.log_softmax(logits.float(), 1)
+        wanted = logs.gather(1, ids)
+        if want_gradient:
+            logits.copy_(logs.exp_())
+    else:
+        norms = torch.cat([logits[:, block].float().logsumexp(1, keepdim=True) for block in blocks], dim=1)
+        norm = norms.logsumexp(1, keepdim=True)
+        wanted = logits.gather(1, ids).float() - norm
+        if want_gradient:
+            for block in blocks:
+                logits[:, block] = logits[:, block].float().sub_(norm).exp_()
+    if want_gradient:
+        logits.scatter_(1, ids, (wanted.exp() - 1).to(logits.dtype))
+    return wanted
