@@ -4,11 +4,12 @@
     python benchmarks/qwen2_vl_pictures.py --threads 1
     python benchmarks/qwen2_vl_pictures.py --json
 
-For each size the ways take turns, round by round, in one process, from the same decoded picture to the patches that the
-model reads. What ran just before has a say in how long a way takes, so each round has an order of its own, drawn from a
-seed. A ratio is taken inside each round (transformers' time over opsin's: above 1 opsin is faster); the median over
-rounds is printed. Before anything is timed, `exact` must give transformers' Pillow processor's numbers bit by bit, and
-the largest difference of `fast` to them is measured and printed beside its ratio.
+For each size the ways take turns, round by round, in a process of its own, from the same decoded picture to the patches
+that the model reads. What ran just before has a say in how long a way takes, so each round has an order of its own,
+drawn from a seed. (Larger pictures before it as well: they teach the C library to keep memory, of which transformers'
+way takes more.) A ratio is taken inside each round (transformers' time over opsin's: above 1 opsin is faster); the
+median over rounds is printed. Before anything is timed, `exact` must give transformers' Pillow processor's numbers bit
+by bit, and the largest difference of `fast` to them is measured and printed beside its ratio.
 
 `--threads` are torch's; `exact` has up to four of its own for large pictures. Beside other programs `--processor-time`
 says more than the clock on the wall: it counts the work of all threads, and no waiting for a core.
@@ -20,6 +21,7 @@ import argparse
 import json
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -111,6 +113,33 @@ def compare(size: tuple[int, int], rounds: int, now: Callable[[], float] = time.
     }
 
 
+def alone(options: argparse.Namespace, size: str) -> list[dict[str, Any]]:
+    """The row of one size; of several each from a process of its own."""
+    if len(options.sizes) > 1:
+        given = [
+            __file__,
+            "--json",
+            "--rounds",
+            str(options.rounds),
+            "--threads",
+            str(options.threads),
+            "--sizes",
+            size,
+        ]
+        given += ["--processor-time"] * options.processor_time
+        done = subprocess.run([sys.executable, *given], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SystemExit(done.returncode)
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        return rows
+    import torch
+
+    torch.set_num_threads(options.threads)
+    width, height = map(int, size.split("x"))
+    now = time.process_time if options.processor_time else time.perf_counter
+    return [compare((width, height), options.rounds, now)]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,14 +149,7 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true", help="in place of the clock on the wall")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    import torch
-
-    torch.set_num_threads(options.threads)
-    rows = []
-    for text in options.sizes:
-        width, height = map(int, text.split("x"))
-        now = time.process_time if options.processor_time else time.perf_counter
-        rows.append(compare((width, height), options.rounds, now))
+    rows = [row for size in options.sizes for row in alone(options, size)]
     if options.json:
         print(json.dumps(rows, indent=1))
         return

@@ -18,6 +18,7 @@ vocabulary (151,936 ids, 1,536 wide): logits, cross-entropy and gradients, above
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -202,22 +203,24 @@ def speed(
     ]
 
 
-def peak(*arguments: str) -> float:
-    """Bytes that a worker process reports."""
-    command = [sys.executable, __file__, "--worker", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+def told(*arguments: str) -> Any:
+    """What a worker process reports. (In one process the memory that one pair of loops leaves slows down the next.)"""
+    command = [sys.executable, __file__, "--threads", str(torch.get_num_threads()), "--worker", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def step_memory(folder: Path, lengths: str, stage: str, precision: str) -> list[str]:
     """Row of the peak memory of whole processes."""
-    values = [peak(library, str(folder), lengths, stage, precision) for library in ("ours", "theirs")]
+    values = [told(library, str(folder), lengths, stage, precision) for library in ("ours", "theirs")]
     return memory_row(f"{lengths}, {stage}", precision, "peak memory", values)
 
 
 def loss_memory(tokens: int, precision: str, head: str) -> list[str]:
     """Row of the memory of the last layer."""
-    values = [peak("loss", library, str(tokens), precision, head) for library in ("ours", "theirs")]
+    values = [told("loss", library, str(tokens), precision, head) for library in ("ours", "theirs")]
     return memory_row(f"loss, head {head}", precision, f"memory at {tokens:,} tokens", values)
 
 
@@ -227,8 +230,11 @@ def memory_row(what: str, precision: str, phase: str, values: list[float]) -> li
     return [what, precision, phase, *shown, f"{values[1] / values[0]:.2f}", "-"]
 
 
-def worker(kind: str, *arguments: str) -> float:
+def worker(kind: str, *arguments: str) -> Any:
     """What a process of its own measures."""
+    if kind == "speed":
+        folder, lengths, stage, precision, rounds, compiled = arguments
+        return speed(Path(folder), lengths, stage, precision, int(rounds), compiled=compiled == "compiled")
     if kind != "loss":
         folder, lengths, stage, precision = arguments
         list((ours if kind == "ours" else theirs)(Path(folder), lengths, stage, precision, 2))
@@ -263,7 +269,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.worker:
-        print(worker(*given.worker))
+        print(json.dumps(worker(*given.worker)))
         return
     if given.quick:
         given.rounds, given.dtypes, given.no_memory = 2, ("float32",), True
@@ -275,7 +281,8 @@ def main() -> None:
             for lengths in given.lengths:
                 for stage in given.stages:
                     print(precision, lengths, stage, file=sys.stderr, flush=True)
-                    rows += speed(folder, lengths, stage, precision, given.rounds, compiled=given.compile)
+                    form = "compiled" if given.compile else "eager"
+                    rows += told("speed", str(folder), lengths, stage, precision, str(given.rounds), form)
                     if not given.no_memory:
                         rows.append(step_memory(folder, lengths, stage, precision))
     if not given.no_memory:

@@ -88,10 +88,11 @@ def test_normalising_equals_the_processors_arithmetic_for_every_level() -> None:
         )
         for statistics in (base, vision):
             rescaled = (levels * np.float64(0.00392156862745098)).astype(np.float32)
-            mean, std = (np.array(v, np.float32)[:, None] for v in (statistics.mean, statistics.std))
-            ours = np.empty((3, 256), np.float32)
-            prepare_module._EXACT.normalise(levels, mean, std, ours)
-            assert np.array_equal(ours, (rescaled - mean) / std)
+            mean, std = (np.array(v, np.float32) for v in (statistics.mean, statistics.std))
+            ours = np.empty((1, 3, 2, 256), np.float32)
+            prepare_module._EXACT.normalise(levels[None, :, None], mean, std, ours)
+            for frame in range(2):
+                assert np.array_equal(ours[0, :, frame], (rescaled - mean[:, None]) / std[:, None])
 
 
 def test_patches_are_the_tiles_cut_in_raster_order_with_channels_outermost() -> None:

@@ -46,7 +46,7 @@ class Kernels(Protocol):
         """(H, W, 4) to (height, width, 4)."""
 
     def normalise(self, levels: NDArray[np.uint8], mean: Floats, std: Floats, out: Floats) -> None:
-        """Write (levels / 255 - mean) / std to `out`, whose shape the others broadcast to: (P, 3, frames, p * p)."""
+        """Write (levels / 255 - mean) / std to `out` (P, 3, frames, p * p). levels: (P, 3, 1, p * p); others: (3,)."""
 
 
 class _Exact:
@@ -54,10 +54,16 @@ class _Exact:
 
     def normalise(self, levels: NDArray[np.uint8], mean: Floats, std: Floats, out: Floats) -> None:
         """The authors' image processors multiply by 1/255 in float64, round to float32, and go on in float32. Dividing
-        by 255 in float32 gives the same 256 numbers."""
-        values: NDArray[np.float32] = np.divide(levels, np.float32(255), dtype=np.float32)
-        values -= mean
-        np.divide(values, std, out=out)
+        by 255 in float32 gives the same 256 numbers.
+
+        Channel by channel, so that what is worked on stays in the cache; equal frames are copied, not divided again.
+        """
+        for channel in range(3):
+            values = levels[:, channel].astype(np.float32)
+            values /= np.float32(255)
+            values -= mean[channel]
+            values /= std[channel]
+            out[:, channel] = values
 
 
 _EXACT = _Exact()
@@ -136,7 +142,7 @@ def _prepared(patches: NDArray[np.float32], plan: ImagePlan, name: str) -> Prepa
 def _fill(patches: NDArray[np.float32], levels: Levels, vision: VisionConfig, kernels: Kernels | None) -> None:
     """Cut one drawn tile into patches (P, 3, frames, p * p) and write them normalised, the same into every frame."""
     p, block = vision.patch_size, vision.patch_block
-    mean, std = (np.array(values, np.float32).repeat(p * p).reshape(3, 1, -1) for values in (vision.mean, vision.std))
+    mean, std = np.array(vision.mean, np.float32), np.array(vision.std, np.float32)
     normalise = (kernels or _EXACT).normalise
     columns = levels.shape[1] // p
     lines = max(1, _GROUP // (columns * block)) * block * p
@@ -168,7 +174,7 @@ def _cut(levels: Levels, p: int, block: int) -> NDArray[np.uint8]:
     words = np.ascontiguousarray(lines).view("<u4").reshape(rows * columns, p * p)
     planes = np.empty((3, rows * columns, p * p), np.uint8)
     for channel in range(3):
-        planes[channel] = words >> 8 * channel
+        np.right_shift(words, np.uint32(8 * channel), out=planes[channel], casting="unsafe")  # the lowest byte of each
     return planes.transpose(1, 0, 2)
 
 
@@ -177,11 +183,11 @@ def pixels(image: Image.Image, plan: ImagePlan, vision: VisionConfig) -> NDArray
 
     image: RGB, of `plan.size`.
     """
-    mean, std = (np.array(values, np.float32) for values in (vision.mean, vision.std))
+    mean, std = np.array(vision.mean, np.float32), np.array(vision.std, np.float32)
     left, top, right, bottom = plan.tiles[0].box
     out = np.empty((plan.num_tiles, 3, bottom - top, right - left), np.float32)
     for place, (_, levels) in zip(out, _tiles(image, plan), strict=True):
-        _EXACT.normalise(levels[..., :3], mean, std, place.transpose(1, 2, 0))
+        _EXACT.normalise(levels[..., :3].transpose(2, 0, 1)[None], mean, std, place[None])
     return out
 
 

@@ -22,8 +22,9 @@ Item = TypeVar("Item")
 MAX_THREADS = 4
 """Threads that work on one picture; more would wait for memory."""
 
-MIN_PIXELS = 2**18
-"""Smaller pictures are left to one thread: handing them out takes as long."""
+MIN_PIXELS = 2**20
+"""Smaller pictures are left to one thread. On the two hardware threads of one core, bands gained nothing up to 1024x768
+(18 ms against 20) and a fifth at 1920x1080."""
 
 _KNOWN = (11, 12, 13)
 """Major versions of Pillow whose order of passes is known. Others resize whole."""

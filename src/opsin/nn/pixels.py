@@ -37,10 +37,12 @@ class Pixels:
 
     def normalise(self, levels: NDArray[np.uint8], mean: Floats, std: Floats, out: Floats) -> None:
         """Write (levels / 255 - mean) / std to `out` as one product and one sum: the last bit may differ from the exact
-        order. The others broadcast to the shape of `out`: where it has two equal frames, computing both in one pass is
-        faster than copying the first.
+        order. levels: (P, 3, 1, p * p)   mean, std: (3,)   out: (P, 3, frames, p * p). Computing two equal frames in
+        one pass is faster than copying the first.
         """
-        shift, factor, target = (torch.from_numpy(values) for values in (-mean / std, 1 / (255 * std), out))
+        # Written out for each pixel of a patch, which torch's loops are faster with.
+        each = (value.repeat(levels.shape[-1]).reshape(3, 1, -1) for value in (-mean / std, 1 / (255 * std)))
+        shift, factor, target = (torch.from_numpy(values) for values in (*each, out))
         values = torch.from_numpy(levels).float()
         torch.addcmul(shift, values.expand(target.shape), factor, out=target)
 
