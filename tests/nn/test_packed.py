@@ -9,7 +9,9 @@ from torch import nn
 from opsin import families, weights
 from opsin.collate import pad
 from opsin.encode import Encoder
+from opsin.nn.mask import FULL
 from opsin.nn.packed import PackedLinear, can_pack, pack, pack_layers
+from opsin.nn.qformer import QFormerAttention
 from opsin.spec.decoder import DecoderConfig
 from opsin.spec.vision import VisionConfig
 from opsin.text.messages import ask
@@ -57,3 +59,19 @@ def test_a_packed_model_gives_the_same_hidden_states(tmp_path):
         assert pack(vlm, num_rows=8) == 2 * 7 + config.vision.num_layers * 6 + 2 + 1
         # Normed states, float32 sums of some hundred products in another order, through five layers.
         torch.testing.assert_close(vlm.hidden(batch), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_keys_and_values_of_a_q_former_come_from_one_layer():
+    torch.manual_seed(0)
+    attention = QFormerAttention(256, 320, num_heads=4, norm_eps=1e-6, dropout=0.0).eval()
+    if not can_pack(attention.k):
+        pytest.skip("this processor has no packed float32 kernels")
+    x, memory = torch.randn(2, 5, 256), torch.randn(2, 9, 320)
+    with torch.inference_mode():
+        expected = attention(x, attention.keys_values(memory), mask=FULL)
+        assert pack_layers(attention) == 4
+        assert {name for name, _ in attention.named_children()} == {"q", "kv", "out", "norm", "dropout"}
+        # Normed sums of some hundred products in another order.
+        torch.testing.assert_close(
+            attention(x, attention.keys_values(memory), mask=FULL), expected, atol=1e-5, rtol=1e-5
+        )

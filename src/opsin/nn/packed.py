@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from opsin.nn.attention import Attention
+from opsin.nn.qformer import QFormerAttention
 from opsin.nn.vlm import VLM
 
 _MIN_WEIGHTS = 2**16
@@ -48,7 +49,11 @@ def pack(vlm: VLM, *, num_rows: int = 1) -> int:
 
 def pack_layers(module: nn.Module, *, num_rows: int = 1) -> int:
     """Like `pack`, for the linear layers inside any module that only calls them."""
-    count = _join(module) if isinstance(module, Attention) else 0
+    count = 0
+    if isinstance(module, Attention):
+        count = _join(module, ("q", "k", "v"), "qkv")
+    elif isinstance(module, QFormerAttention):
+        count = _join(module, ("k", "v"), "kv")
     for name, child in module.named_children():
         if type(child) is nn.Linear:
             if can_pack(child):
@@ -59,9 +64,9 @@ def pack_layers(module: nn.Module, *, num_rows: int = 1) -> int:
     return count
 
 
-def _join(attention: Attention) -> int:
-    """One layer for queries, keys and values, to be packed next: it reads its input once. Returns layers saved."""
-    layers = [attention.q, attention.k, attention.v]
+def _join(attention: nn.Module, names: tuple[str, ...], into: str) -> int:
+    """One layer for several of one input, to be packed next: it reads its input once. Returns layers saved."""
+    layers = [getattr(attention, name) for name in names]
     if any(type(layer) is not nn.Linear for layer in layers):
         return 0
     weights, biases = zip(*((layer.weight.detach(), layer.bias) for layer in layers), strict=True)
@@ -71,6 +76,7 @@ def _join(attention: Attention) -> int:
         return 0
     if biases[0] is not None:
         joined.bias = nn.Parameter(torch.cat(biases).detach(), requires_grad=False)
-    del attention.q, attention.k, attention.v
-    attention.qkv = joined
+    for name in names:
+        delattr(attention, name)
+    setattr(attention, into, joined)
     return len(layers) - 1

@@ -44,6 +44,8 @@ class QFormerAttention(nn.Module):
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(memory_dim, dim)
         self.v = nn.Linear(memory_dim, dim)
+        self.kv: nn.Module | None = None
+        """One layer in place of the two, where `packed.pack` has joined them."""
         self.out = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
@@ -51,7 +53,8 @@ class QFormerAttention(nn.Module):
     def keys_values(self, memory: Tensor) -> KeysValues:
         """memory: (B, S, D) -> keys and values (B, S, H, E)."""
         heads = (self.num_heads, -1)
-        return self.k(memory).unflatten(-1, heads), self.v(memory).unflatten(-1, heads)
+        k, v = (self.k(memory), self.v(memory)) if self.kv is None else self.kv(memory).chunk(2, dim=-1)
+        return k.unflatten(-1, heads), v.unflatten(-1, heads)
 
     def forward(self, x: Tensor, memory: KeysValues, *, mask: Mask) -> Tensor:
         """x: (B, T, D) -> same shape."""
