@@ -111,8 +111,9 @@ def test_time_is_flops_by_peak_and_share():
 
 
 def test_blocks_are_computed_again_where_the_run_says_so():
-    (kept,) = estimate(run_config(), "8xA100-40GB")
-    (again,) = estimate(run_config(activations="recompute"), "8xA100-40GB")
+    larger = {"batch": {"samples": 64, "micro_tokens": 5120}}
+    (kept,) = estimate(run_config(stage=larger), "8xA100-40GB")
+    (again,) = estimate(run_config(stage=larger, activations="recompute"), "8xA100-40GB")
     assert (kept.checkpointing, kept.fits) == (False, False)
     assert (again.checkpointing, again.fits) == (True, True)
     assert again.memory == kept.memory

@@ -147,8 +147,8 @@ def test_flops_of_stage_1_are_those_that_torch_counts(frozen):
 @pytest.mark.parametrize("form", [pack, pad])
 def test_kept_activations_are_those_that_autograd_keeps(config, form, half, tokenizer):
     """Within 6 % in float32 and 15 % in bfloat16, whose kernels keep this and that in float32. What is not reckoned
-    with are normalisers of rows: large beside a width of 48, not beside 4,096. FlanT5's attention adds a bias that
-    learns, for which a CPU has the plain kernel only, which keeps every score; a GPU's does not."""
+    with are normalisers of attention's rows: large beside a width of 48, not beside 4,096. FlanT5's attention adds a
+    bias that learns, for which a CPU has the plain kernel only, which keeps every score; a GPU's does not."""
     vlm = weights.build(config).train()
     # All is taught, so that the last block keeps as much as the others, and what is not reckoned with stays small.
     samples = [replace(each, supervised=each.supervised | True) for each in encoded(config, tokenizer)[:3]]

@@ -266,6 +266,8 @@ def _decoder(tape: Tape, decoder: Any, x: Value, lengths: Sequence[int], pack: b
     run = partial(_decoder_layer, tape, pairs=_squares(lengths), apart=pack and len(lengths) > 1)
     if decoder.positions is not None:
         x = tape.add(x, of_parameter(decoder.positions.weight))
+    elif x.grad or any(parameter.requires_grad for parameter in decoder.layers.parameters()):
+        tape.keep(Value(x.rows, 2 * decoder.config.head_width))  # cosines and sines, for all layers
     for layer in decoder.layers[:-1]:
         x = tape.block(x, partial(run, layer))
     return tape.norm(tape.block(x, partial(run, decoder.layers[-1], wanted=wanted)), decoder.norm)

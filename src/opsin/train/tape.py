@@ -141,6 +141,7 @@ class Tape:
         trains = any(p.requires_grad for p in layer.parameters())
         if x.grad or trains:
             self.keep(x)
+            self._add_bytes(FLOAT32 * x.rows * (1 if isinstance(layer, nn.RMSNorm) else 2))  # its scale and its mean
         return Value(x.rows, x.width, x.grad or trains)
 
     def elementwise(self, x: Value, *, keeps: int = 1) -> Value:
