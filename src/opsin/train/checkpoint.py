@@ -210,9 +210,10 @@ def _write_tensors(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], wo
     for group, named in tensors.items():
         held = {name: t for name, t in named.items() if world.is_first or isinstance(t, DTensor)}
         file = folder / f"{group}{suffix}.safetensors"
-        # Names and version as in torch/distributed/checkpoint/_hf_utils.py.
+        # Named as in torch/distributed/checkpoint/_hf_utils.py. Without its version, which nothing reads: safetensors
+        # writes two entries in any order, and equal checkpoints would not be equal files.
         offsets = {name: {"saved_offsets": _offsets(tensor, world)} for name, tensor in held.items()}
-        metadata = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0"}
+        metadata = {"DCP_SHARDING_INFO": json.dumps(offsets)}
         save_file({name: local(t).detach().cpu().contiguous() for name, t in held.items()}, file, metadata)
         sync(file)
         yield file
